@@ -1,0 +1,3 @@
+"""A command-line experiment runner for deep reinforcement learning."""
+
+__version__ = "0.1.0"

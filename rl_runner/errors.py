@@ -1,0 +1,36 @@
+"""The ways in which a command can end other than well."""
+
+import sys
+import traceback
+
+
+class UserError(Exception):
+    """Something the user can put right; its lines say how. Exit code 2, nothing written."""
+
+
+class RunFailed(Exception):  # noqa: N818 - it names an outcome, not a mistake in the code
+    """Training cannot go on (a NaN, a broken environment); the message names the culprit. Exit code 1."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A signal asked the run to stop, and it stopped after a checkpoint. Exit code 128 + signal number."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
+def tell(error: BaseException) -> int:
+    """Print what a command ended with; its exit code."""
+    match error:
+        case UserError():
+            print(error, file=sys.stderr)
+            return 2
+        case Interrupted():
+            print(error, file=sys.stderr)
+            return 128 + error.signum
+        case RunFailed():
+            print(error, file=sys.stderr)
+        case _:
+            traceback.print_exception(error)
+    return 1

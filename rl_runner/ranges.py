@@ -1,0 +1,7 @@
+"""Ranges of constructor parameters that pydantic has no name for; the config is validated against them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
