@@ -1,0 +1,72 @@
+"""Names of environments: which there are, what a misspelt one was meant to be, which extra installs a missing one."""
+
+import importlib
+import importlib.util
+
+import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
+
+from rl_runner.problems import closest, did_you_mean
+
+# Namespaces that register their ids only when their module is imported: (module, extra).
+NAMESPACES = {"ALE": ("ale_py", "atari")}
+# Where the code of registered ids lies, and what it imports in turn: (module, extra).
+FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("Box2D", "box2d")}
+
+
+def known_ids() -> list[str]:
+    """All ids that could be typed on this machine."""
+    for module, _ in NAMESPACES.values():
+        if installed(module):
+            importlib.import_module(module)
+    return sorted(gym.registry)
+
+
+def problem(env_id: str) -> str | None:
+    """Why there is no such environment here and what to type instead, or None if there is one."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            return f"env={env_id}: importing {module} fails ({type(error).__name__}: {error})"
+    namespace = NAMESPACES.get(name.partition("/")[0])
+    if namespace and not installed(namespace[0]):
+        return needs(env_id, *namespace)
+    if namespace:
+        importlib.import_module(namespace[0])
+    if name not in gym.registry:
+        return f"env={env_id}: no such environment{suggestion(name)}"
+    entry_point = str(gym.registry[name].entry_point)
+    for prefix, (library, extra) in FAMILIES.items():
+        if entry_point.startswith(prefix) and not installed(library):
+            return needs(env_id, library, extra)
+    return None
+
+
+def suggestion(name: str) -> str:
+    """`; did you mean X?` with the newest version of the same name or of the most similar one, or nothing."""
+    try:
+        namespace, base, _ = parse_env_id(name)
+    except gym.error.Error:
+        return did_you_mean(name, gym.registry)
+    latest = _latest(namespace, base)
+    if latest:
+        return f"; did you mean {latest}?"
+    full_name = f"{namespace}/{base}" if namespace else base
+    specs = {spec.id.rpartition("-v")[0] or spec.id: spec for spec in gym.registry.values()}
+    similar = specs.get(closest(full_name, specs) or "")
+    return f"; did you mean {_latest(similar.namespace, similar.name)}?" if similar else ""
+
+
+def _latest(namespace: str | None, base: str) -> str | None:
+    version = find_highest_version(namespace, base)
+    return None if version is None else get_env_id(namespace, base, version)
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def needs(env_id: str, library: str, extra: str) -> str:
+    return f"env={env_id} needs {library}, which is not installed: pip install 'rl-runner[{extra}]'"

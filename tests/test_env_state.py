@@ -1,0 +1,225 @@
+"""A run killed in the middle of an episode continues to the same bits, or says that it does not."""
+
+import io
+import random
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rl_runner.config import EnvConfig
+from rl_runner.env_state import ActionHistory, probe
+from rl_runner.envs import Envs
+
+
+class Careless(gym.Env):
+    """A random walk; by `flaw` it draws from the global stream ("global") or remembers past episodes ("memory")."""
+
+    action_space = spaces.Box(-1, 1, (2,))
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def __init__(self, flaw=None):
+        self.flaw, self.episodes = flaw, 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episodes += 1
+        self.position = self.np_random.normal(size=2)
+        return self.position, {}
+
+    def step(self, action):
+        match self.flaw:
+            case "global":
+                noise = np.random.normal(size=2)
+            case "memory":
+                noise = np.full(2, 1e-12 * self.episodes)
+            case _:
+                noise = self.np_random.normal(size=2)
+        self.position = self.position + action + noise
+        return self.position, float(action[0]), False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    gym.register("Careless-v0", Careless)
+    yield
+    del gym.registry["Careless-v0"]
+
+
+def careless(flaw=None, **kwargs):
+    return EnvConfig(id="Careless-v0", kwargs={"flaw": flaw}, **kwargs)
+
+
+def actions(envs, seed=0):
+    stream = torch.Generator().manual_seed(seed)
+    while True:
+        if envs.spec.num_actions is None:
+            yield torch.rand(envs.num_envs, envs.spec.action_dim, generator=stream) * 2 - 1
+        else:
+            yield torch.randint(envs.spec.num_actions, (envs.num_envs,), generator=stream)
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def same(one, other):
+    tensors = zip(one[:4], other[:4], strict=True)
+    return one.episodes == other.episodes and all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in tensors)
+
+
+def check_continuation(config, num_envs, kills, after, rebuild=False):
+    """Kill after each number of steps; what is resumed must follow the undisturbed past the next resets."""
+    undisturbed = Envs(config, num_envs, seed=3, rebuild=rebuild)
+    plan = actions(undisturbed)
+    for steps in kills:
+        for _ in range(steps):
+            undisturbed.step(next(plan))
+        resumed = Envs(config, num_envs, seed=3, rebuild=rebuild)
+        assert resumed.load_state_dict(through_a_file(undisturbed.state_dict())) == []
+        assert torch.equal(resumed.obs, undisturbed.obs)
+        assert torch.equal(resumed.first, undisturbed.first)
+        for _ in range(after):
+            action = next(plan)
+            assert same(resumed.step(action), undisturbed.step(action))
+            assert torch.equal(resumed.obs, undisturbed.obs)
+            assert torch.equal(resumed.first, undisturbed.first)
+        undisturbed = resumed
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize(
+    ("env_id", "needs"),
+    [
+        ("CartPole-v1", None),
+        ("Pendulum-v1", None),
+        ("Acrobot-v1", None),
+        ("FrozenLake-v1", None),
+        ("Taxi-v4", None),
+        ("LunarLander-v3", "Box2D"),
+        ("Hopper-v5", "mujoco"),
+        ("HalfCheetah-v5", "mujoco"),
+    ],
+)
+def test_killed_in_the_middle_it_continues_to_the_same_bits(env_id, needs, num_envs):
+    if needs:
+        pytest.importorskip(needs)
+    limit = None if env_id in ("CartPole-v1", "LunarLander-v3", "FrozenLake-v1", "Hopper-v5") else 90
+    check_continuation(EnvConfig(id=env_id, max_episode_steps=limit), num_envs, kills=[1, 37, 90, 5], after=150)
+
+
+def test_an_environment_whose_reset_leaves_traces_continues_when_rebuilt():
+    pytest.importorskip("Box2D")
+    check_continuation(EnvConfig(id="BipedalWalker-v3"), 2, kills=[150, 20], after=150, rebuild=True)
+
+
+def test_stacked_frames_continue():
+    check_continuation(careless(frame_stack=3, max_episode_steps=20), 2, kills=[1, 13], after=30)
+
+
+def test_a_long_episode_without_a_time_limit_continues():
+    check_continuation(careless(), 2, kills=[2500], after=10)
+
+
+def test_an_episode_that_does_not_come_back_is_dropped_and_said_so():
+    before = Envs(careless("global"), 2, seed=0)
+    plan = actions(before)
+    for _ in range(5):
+        before.step(next(plan))
+    after = Envs(careless("global"), 2, seed=0)
+    lines = after.load_state_dict(through_a_file(before.state_dict()))
+    assert len(lines) == 2
+    assert lines[1].startswith("not exact: 5 steps into episode 0, environment 1")
+    assert after.first.tolist() == [True, True]
+    fresh = Envs(careless("global"), 2, seed=0)
+    fresh.reset(episode=1)
+    assert torch.equal(after.obs, fresh.obs)
+
+
+def test_an_episode_that_ends_early_in_replay_is_dropped():
+    before = Envs(careless(), 1, seed=0)
+    for _ in range(5):
+        before.step(torch.zeros(1, 2))
+    shorter = Envs(careless(max_episode_steps=3), 1, seed=0)
+    assert len(shorter.load_state_dict(before.state_dict())) == 1
+
+
+def test_only_the_episode_that_fails_is_dropped():
+    before = Envs(careless(), 2, seed=0)
+    for _ in range(5):
+        before.step(torch.zeros(2, 2))
+    state = before.state_dict()
+    state["return"][0] += 1e-9
+    after = Envs(careless(), 2, seed=0)
+    assert len(after.load_state_dict(state)) == 1
+    assert after.first.tolist() == [True, False]
+    assert torch.equal(after.obs[1], before.obs[1])
+    assert same_row(after.step(torch.ones(2, 2)), before.step(torch.ones(2, 2)), 1)
+
+
+def same_row(one, other, i):
+    return all(torch.equal(a[i], b[i]) for a, b in zip(one[:4], other[:4], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flaw", "rebuild", "verdict"),
+    [
+        (None, False, "exact"),
+        ("global", False, "boundary"),
+        ("global", True, "boundary"),
+        ("memory", False, "boundary"),
+        ("memory", True, "exact"),
+    ],
+)
+def test_probe(flaw, rebuild, verdict):
+    assert probe(careless(flaw), seed=1, rebuild=rebuild) == verdict
+
+
+def test_probe_finds_box2d_memory_and_trusts_a_rebuilt_one():
+    pytest.importorskip("Box2D")
+    walker = EnvConfig(id="BipedalWalker-v3")
+    assert probe(walker, seed=0) == "boundary"
+    assert probe(walker, seed=0, rebuild=True) == "exact"
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1"])
+def test_probe_trusts_gymnasium(env_id):
+    assert probe(EnvConfig(id=env_id), seed=0) == "exact"
+
+
+def test_probe_leaves_the_global_streams_alone():
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = draw()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    probe(careless("global"), seed=0)
+    assert draw() == expected
+
+
+def test_history_keeps_the_last_steps_however_long():
+    history = ActionHistory(np.empty((2, 3), np.float32))
+    rows = np.random.default_rng(0).normal(size=(5000, 2, 3)).astype(np.float32)
+    kept = 0
+    for t, row in enumerate(rows):
+        np.testing.assert_array_equal(history.append(row), row)
+        kept += 1
+        if t % 700 == 699:
+            kept = 300 if t < 4000 else kept
+            history.keep(kept)
+        if t % 97 == 0:
+            np.testing.assert_array_equal(history.rows, rows[t + 1 - kept : t + 1])
+    assert len(history.rows) == kept > 1024
+
+
+def test_history_of_short_episodes_stays_small():
+    history = ActionHistory(np.empty(1, np.int64))
+    for t in range(100_000):
+        history.append(np.array([t]))
+        history.keep(min(t, 10))
+    assert len(history._rows) < 3000
