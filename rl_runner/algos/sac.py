@@ -1,0 +1,152 @@
+"""SAC (Haarnoja et al. 2018, 2018b): maximum-entropy actor-critic with a learned or a fixed temperature."""
+
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from pydantic import FiniteFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from rl_runner import losses
+from rl_runner.envs import Spec
+from rl_runner.networks import Critics, GaussianActor, NetworkFactory
+from rl_runner.optim import OptimizerFactory, build, minimize, polyak
+from rl_runner.ranges import Fraction
+from rl_runner.replay import Batch
+from rl_runner.seeding import generator
+from rl_runner.state import pack, unpack
+
+
+class SAC:
+    """Soft actor-critic with a squashed Gaussian policy and twin critics.
+
+    `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
+    `target_entropy` (null: -dim(A)); a number fixes it. `alpha_lr`, `actor_lr`: learning rates, null for the
+    optimizer's. `log_std_min`, `log_std_max`: bounds of log σ. `max_grad_norm`: clip actor and critic gradients.
+    """
+
+    actions = "continuous"
+    observations = "any"
+    stochastic = True
+    PARTS = (
+        "actor",
+        "critics",
+        "target_critics",
+        "log_alpha",
+        "actor_optimizer",
+        "critic_optimizer",
+        "alpha_optimizer",
+        "behaviour",
+        "sampling",
+    )
+
+    def __init__(
+        self,
+        *,
+        spec: Spec,
+        network: NetworkFactory,
+        optimizer: OptimizerFactory,
+        seed: int,
+        device: torch.device | str,
+        gamma: Fraction,
+        tau: Fraction,
+        batch_size: PositiveInt,
+        alpha: Literal["auto"] | PositiveFloat,
+        initial_alpha: PositiveFloat,
+        target_entropy: FiniteFloat | None,
+        log_std_min: FiniteFloat,
+        log_std_max: FiniteFloat,
+        actor_lr: PositiveFloat | None,
+        alpha_lr: PositiveFloat | None,
+        max_grad_norm: PositiveFloat | None,
+    ):
+        assert spec.action_dim is not None
+        self.gamma, self.batch_size, self.device = gamma, batch_size, device
+        self.tau, self.max_grad_norm = tau, max_grad_norm
+        self.action_dim = spec.action_dim
+        self.behaviour = generator(seed, "behaviour")
+        self.sampling = generator(seed, "sampling", device)
+        init = generator(seed, "init")
+        self.actor = GaussianActor(spec, network, init, log_std_min, log_std_max).to(device)
+        self.critics = Critics(spec, network, size=2, generator=init).to(device)
+        self.target_critics = deepcopy(self.critics).requires_grad_(False)
+        self.actor_optimizer = build(optimizer, list(self.actor.parameters()), actor_lr)
+        self.critic_optimizer = build(optimizer, list(self.critics.parameters()))
+        self.learn_alpha = alpha == "auto"
+        self.log_alpha = torch.tensor(float(initial_alpha if alpha == "auto" else alpha), device=device).log()
+        self.log_alpha.requires_grad_(self.learn_alpha)
+        undecayed = {"params": [self.log_alpha], "weight_decay": 0.0}  # decay would pull α towards 1
+        self.alpha_optimizer = build(optimizer, [undecayed], alpha_lr)
+        self.target_entropy = float(-spec.action_dim if target_entropy is None else target_entropy)
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
+        """a ~ π(·|s), `[N, act]`."""
+        mean, log_std = self.actor(obs.to(self.device))
+        noise = torch.randn(len(obs), self.action_dim, generator=self.behaviour)
+        return torch.tanh(mean.cpu() + log_std.cpu().exp() * noise)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """tanh(μ(s)), `[N, act]`."""
+        return torch.tanh(self.actor(obs.to(self.device))[0]).cpu()
+
+    @torch.no_grad()
+    def critique(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """a ~ π(·|s) `[N, act]`, the critics' mean Q(s, a) `[N]` and the entropy bonus -α log π(a|s) `[N]`."""
+        obs = obs.to(self.device)
+        noise = torch.randn(len(obs), self.action_dim, generator=generator).to(self.device)
+        action, log_prob = self.sample(obs, noise)
+        q = self.critics(obs, action).mean(dim=0)
+        return action.cpu(), q.cpu(), (-self.log_alpha.exp() * log_prob).cpu()
+
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """a = tanh(μ(s) + σ(s) noise) `[B, act]` and log π(a|s) `[B]`."""
+        mean, log_std = self.actor(obs)
+        return losses.squashed_gaussian(mean, log_std, noise)
+
+    def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of critics, actor, temperature and targets; metrics and |δ| `[B]`."""
+        shape = (2, self.batch_size, self.action_dim)
+        next_noise, noise = torch.randn(shape, generator=self.sampling, device=self.device)
+        return self.learn(batch, next_noise, noise)
+
+    def learn(self, batch: Batch, next_noise: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        alpha = self.log_alpha.detach().exp()
+
+        with torch.no_grad():
+            next_action, next_log_prob = self.sample(batch.next_obs, next_noise)
+            next_q = self.target_critics(batch.next_obs, next_action)
+            next_value = losses.soft_value(next_q, next_log_prob, alpha)
+            target = losses.td_target(batch.reward, batch.discount, next_value)
+
+        q = self.critics(batch.obs, batch.action)
+        loss = losses.critic_loss(q, target, batch.weight)
+        critic_norm = minimize(loss, self.critic_optimizer, self.max_grad_norm)
+
+        action, log_prob = self.sample(batch.obs, noise)
+        actor_loss = losses.soft_actor_loss(self.critics(batch.obs, action), log_prob, alpha)
+        actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
+
+        metrics = losses.critic_metrics(q, target) | {
+            "losses/actor_loss": actor_loss.detach(),
+            "policy/entropy": -log_prob.detach().mean(),
+            "policy/alpha": alpha,
+            "grads/critic_norm": critic_norm,
+            "grads/actor_norm": actor_norm,
+        }
+
+        if self.learn_alpha:
+            alpha_loss = losses.alpha_loss(self.log_alpha, log_prob.detach(), self.target_entropy)
+            minimize(alpha_loss, self.alpha_optimizer)
+            metrics["losses/alpha_loss"] = alpha_loss.detach()
+
+        polyak(self.target_critics, self.critics, self.tau)
+
+        return metrics, (target - q.detach()).abs().mean(dim=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return pack(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        unpack(self, state)

@@ -1,0 +1,85 @@
+"""Behaviour: ε schedules, ε-greedy choice, Gaussian and Ornstein-Uhlenbeck action noise."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def linear_epsilon(minimum: float, fraction: float, total_steps: int) -> Callable[[int], float]:
+    """ε from 1 to `minimum` in a straight line over the first `fraction` of the run (Mnih et al. 2015)."""
+    duration = max(1.0, fraction * total_steps)
+    return lambda step: 1.0 + (minimum - 1.0) * min(1.0, step / duration)
+
+
+def multiplicative_epsilon(minimum: float, decay: float) -> Callable[[int], float]:
+    """ε ← max(ε_min, ε · decay) once per environment step, starting from 1."""
+    return lambda step: max(minimum, decay**step)
+
+
+def epsilon_schedule(
+    kind: Literal["linear", "multiplicative"], minimum: float, fraction: float, decay: float, total_steps: int
+) -> Callable[[int], float]:
+    """The configured schedule as a function of the environment step."""
+    if kind == "linear":
+        return linear_epsilon(minimum, fraction, total_steps)
+    return multiplicative_epsilon(minimum, decay)
+
+
+def epsilon_greedy(
+    greedy: Callable[[Tensor], Tensor], obs: Tensor, epsilon: float, num_actions: int, generator: torch.Generator
+) -> Tensor:
+    """With probability ε a uniformly random action, otherwise `greedy(obs)`; `[N, *obs]` to int64 `[N]` on the CPU."""
+    dice = torch.rand(len(obs), generator=generator)
+    random_action = torch.randint(num_actions, (len(obs),), generator=generator)
+    at_random = dice < epsilon
+    if at_random.all():
+        return random_action
+    return torch.where(at_random, random_action, greedy(obs))
+
+
+class GaussianNoise:
+    """Independent N(0, scale²) on every action component (Fujimoto et al. 2018)."""
+
+    def __init__(self, action_dim: int, scale: float, generator: torch.Generator):
+        self.action_dim, self.scale, self.generator = action_dim, scale, generator
+
+    def __call__(self, first: Tensor) -> Tensor:
+        """Noise `[N, act]`; `first` `[N]` marks the environments whose episode has just begun."""
+        return self.scale * torch.randn(len(first), self.action_dim, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """White noise has no memory."""
+
+
+class OUNoise:
+    """x ← x - θx + σε, an Ornstein-Uhlenbeck process from 0 in every episode (Lillicrap et al. 2016, θ 0.15)."""
+
+    def __init__(self, action_dim: int, scale: float, generator: torch.Generator, theta: float = 0.15):
+        self.action_dim, self.scale, self.theta, self.generator = action_dim, scale, theta, generator
+        self.x = torch.zeros(0, action_dim)
+
+    def __call__(self, first: Tensor) -> Tensor:
+        """Noise `[N, act]`; `first` `[N]` marks the environments whose episode has just begun."""
+        noise = torch.randn(len(first), self.action_dim, generator=self.generator)
+        previous = self.x if len(self.x) == len(first) else torch.zeros_like(noise)
+        previous = torch.where(first.unsqueeze(-1), 0.0, previous)
+        self.x = (1 - self.theta) * previous + self.scale * noise
+        return self.x
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"x": self.x}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.x = state["x"].clone()
+
+
+def action_noise(
+    kind: Literal["gaussian", "ou"], action_dim: int, scale: float, generator: torch.Generator
+) -> GaussianNoise | OUNoise:
+    """The configured noise process."""
+    return (OUNoise if kind == "ou" else GaussianNoise)(action_dim, scale, generator)

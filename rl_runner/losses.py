@@ -1,0 +1,106 @@
+"""The arithmetic of every algorithm: pure functions of tensors.
+
+Values, rewards and log-probabilities are `[B]`; critic ensembles `[E, B]`. A loss is the mean over the last axis and
+the sum over the leading ones, so that a stack of networks trains as separate ones would.
+Targets are to be computed under `torch.no_grad`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
+    """y = r + γ(1-d) V(s'); all `[B]`, discount = γ^k (1-d) comes with the batch (Sutton & Barto 2018, eq. 6.1)."""
+    assert reward.shape == discount.shape == next_value.shape
+    return reward + discount * next_value
+
+
+def max_value(next_q: Tensor) -> Tensor:
+    """V(s') = max_a Q⁻(s', a); `[B, A]` to `[B]` (DQN, Mnih et al. 2015)."""
+    return next_q.amax(dim=-1)
+
+
+def double_value(next_q_target: Tensor, next_q_online: Tensor) -> Tensor:
+    """V(s') = Q⁻(s', argmax_a Q(s', a)): the online network selects, the target evaluates; `[B, A]` twice to `[B]`.
+
+    Double DQN, van Hasselt et al. 2016, eq. 4.
+    """
+    assert next_q_target.shape == next_q_online.shape
+    return select(next_q_target, next_q_online.argmax(dim=-1))
+
+
+def clipped_double_value(next_q: Tensor) -> Tensor:
+    """V(s') = min_i Q⁻_i(s', ã'); `[E, B]` to `[B]` (TD3, Fujimoto et al. 2018, eq. 10)."""
+    return next_q.amin(dim=-2)
+
+
+def soft_value(next_q: Tensor, next_log_prob: Tensor, alpha: Tensor | float) -> Tensor:
+    """V(s') = min_i Q⁻_i(s', a') - α log π(a'|s'); `[E, B]`, `[B]` to `[B]` (SAC, Haarnoja et al. 2018, eq. 3)."""
+    assert next_q.shape[-1:] == next_log_prob.shape[-1:]
+    return clipped_double_value(next_q) - alpha * next_log_prob
+
+
+def select(q: Tensor, action: Tensor) -> Tensor:
+    """Q(s, a) of the actions taken; `[B, A]` and int64 `[B]` to `[B]`."""
+    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+def critic_loss(q: Tensor, target: Tensor, weight: Tensor, huber: bool = False) -> Tensor:
+    """Σ_E mean_B w · (y - Q)² (or smooth L1 with β = 1); q `[B]` or `[E, B]`, target and weight `[B]`."""
+    assert q.shape[-1:] == target.shape == weight.shape
+    target = target.expand_as(q)
+    loss = F.smooth_l1_loss(q, target, reduction="none") if huber else (target - q).square()
+    return (weight * loss).mean(dim=-1).sum()
+
+
+def deterministic_actor_loss(q: Tensor) -> Tensor:
+    """-mean Q(s, μ(s)); `[B]` to a scalar (DDPG, Lillicrap et al. 2016, eq. 6)."""
+    return -q.mean(dim=-1).sum()
+
+
+def soft_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor | float) -> Tensor:
+    """mean[α log π(ã|s) - min_i Q_i(s, ã)]; `[E, B]` and `[B]` to a scalar (Haarnoja et al. 2018, eq. 9)."""
+    assert q.shape[-1:] == log_prob.shape[-1:]
+    return (alpha * log_prob - clipped_double_value(q)).mean(dim=-1).sum()
+
+
+def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """J(α) = mean[-α (log π + H₀)], α = exp(log_alpha); log_prob `[B]` (Haarnoja et al. 2018b, eq. 18).
+
+    α rises when the policy's entropy -E[log π] is below H₀.
+    """
+    return (-log_alpha.exp() * (log_prob + target_entropy)).mean(dim=-1).sum()
+
+
+def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """a = tanh(μ + σε) and log π(a|s) = Σ_i [log N(u_i; μ_i, σ_i) - log(1 - tanh²u_i)].
+
+    `[B, act]` each to actions `[B, act]` and log-probabilities `[B]` (Haarnoja et al. 2018, eq. 21, with the stable
+    form log(1 - tanh²u) = 2(log 2 - u - softplus(-2u))).
+    """
+    assert mean.shape == log_std.shape == noise.shape
+    u = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return torch.tanh(u), (log_normal - log_jacobian).sum(dim=-1)
+
+
+def smoothed_action(action: Tensor, noise: Tensor, policy_noise: float, noise_clip: float) -> Tensor:
+    """ã' = clip(μ'(s') + clip(σ ε, -c, c), -1, 1); `[B, act]` (TD3, Fujimoto et al. 2018, eq. 14)."""
+    assert action.shape == noise.shape
+    return (action + (policy_noise * noise).clamp(-noise_clip, noise_clip)).clamp(-1, 1)
+
+
+def critic_metrics(q: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """What every run logs of its critics: the unweighted squared TD error and the range of the estimates."""
+    q = q.detach()
+    return {
+        "losses/td_loss": (target - q).square().mean(),
+        "values/q_mean": q.mean(),
+        "values/q_min": q.amin(),
+        "values/q_max": q.amax(),
+        "values/target_mean": target.mean(),
+    }

@@ -1,0 +1,62 @@
+"""What the runner asks of an agent and of a replay; whoever brings their own fulfils these."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rl_runner.replay.batch import Batch
+
+Metrics = dict[str, Tensor]
+
+
+class Agent(Protocol):
+    """A behaviour policy, an evaluation policy and an update rule.
+
+    Optional besides: `critique(obs, generator)` -> (action, Q estimate `[N]`, entropy bonus `[N]`) of the policy that
+    the critic evaluates, for `eval/q_bias`; `stochastic = True` if that policy is not `act`; `exploration(step)` ->
+    floats by tag; `learn(batch, *noise)`, the part of `update` that can be captured as one graph.
+    """
+
+    gamma: float
+    batch_size: int
+
+    def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
+        """Actions `[N]` or `[N, act]` to learn from; `first` `[N]` marks the first observations of episodes."""
+
+    def act(self, obs: Tensor) -> Tensor:
+        """The evaluation policy's actions."""
+
+    def update(self, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
+        """Learn once; detached 0-dimensional metrics by tag, and the TD error's size per sample `[B]`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+
+
+class Replay(Protocol):
+    """Where transitions wait to be learned from."""
+
+    size: int
+
+    def add(
+        self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
+    ) -> None:
+        """One transition of each environment, tensors `[N, ...]`; `next_obs` is the true successor."""
+
+    def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
+        """Everything random or changing that a batch needs, outside any graph."""
+
+    def gather(self, *drawn: Tensor) -> Batch:
+        """The batch that was drawn; tensors in, tensors out."""
+
+    def prioritize(self, index: Tensor, td_error: Tensor) -> None:
+        """Take note of the TD errors `[B]` of the sampled rows."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The small state; the stored rows are saved apart."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
