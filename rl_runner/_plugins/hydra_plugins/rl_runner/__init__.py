@@ -1,0 +1,1 @@
+"""What rl_runner adds to Hydra."""

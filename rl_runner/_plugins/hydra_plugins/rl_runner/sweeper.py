@@ -1,0 +1,93 @@
+"""The sweepers: what is swept becomes jobs, all validated before the first one starts or anything is written."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class GridSweeper(Sweeper):
+    """All combinations of the swept values, each a job."""
+
+    def __init__(self, params: DictConfig):
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.master, self.loader = config, hydra_context.config_loader
+
+    def sweep(self, arguments: list[str]) -> None:
+        from rl_runner.diagnose import validate_jobs
+        from rl_runner.sweep.conduct import sweep
+
+        jobs = grid(parse(arguments, self.params))
+        configs = validate_jobs(lambda overrides: self.loader.load_sweep_config(self.master, list(overrides)), jobs)
+        sweep(jobs, configs, self.master.hydra.sweep.dir, launcher_of(self.master))
+
+
+class OptunaSweeper(Sweeper):
+    """A search for the values that score best."""
+
+    def __init__(self, params: DictConfig, **settings: Any):
+        self.params, self.settings = params, settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.master, self.loader = config, hydra_context.config_loader
+
+    def sweep(self, arguments: list[str]) -> None:
+        from rl_runner.diagnose import validate_jobs
+        from rl_runner.sweep.search import search, space_of
+
+        overrides = parse(arguments, self.params)
+        words = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        swept = [override for override in overrides if override.is_sweep_override()]
+        space = space_of(swept or parse([], self.shipped_space()))
+
+        def compose(*jobs: Sequence[str]) -> list[Any]:
+            return validate_jobs(
+                lambda overrides: self.loader.load_sweep_config(self.master, [*words, *overrides]), jobs
+            )
+
+        search(space, compose, self.settings, self.master.hydra.sweep.dir, launcher_of(self.master))
+
+    def shipped_space(self) -> DictConfig:
+        """The content of search/<algo>.yaml."""
+        from rl_runner.errors import UserError
+
+        algo = self.master.hydra.runtime.choices["algo"]
+        if algo not in self.loader.get_group_options("search"):
+            raise UserError(f"algo={algo} has no search/{algo}.yaml: sweep some values, as in optimizer.lr=1e-3,1e-4")
+        loaded = self.loader.load_configuration(f"search/{algo}", [], RunMode.RUN)
+        return OmegaConf.masked_copy(loaded.search, list(loaded.search))
+
+
+def parse(arguments: Sequence[str], params: DictConfig) -> list[Override]:
+    """The command line's overrides, after those of a file that it does not override."""
+    typed = OverridesParser.create().parse_overrides(list(arguments))
+    keys = {override.key_or_group for override in typed}
+    filed = [f"{key!s}={value}" for key, value in params.items() if str(key).lstrip("+") not in keys]
+    return [*OverridesParser.create().parse_overrides(filed), *typed]
+
+
+def launcher_of(master: DictConfig) -> tuple[str, Any]:
+    """The name of the chosen launcher, and its config."""
+    launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
+    return master.hydra.runtime.choices["hydra/launcher"], launcher
+
+
+def grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job: the product of all swept values, the last one changing fastest."""
+    return [list(job) for job in itertools.product(*map(_values, overrides))]
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ConfigCompositionException(f"{override.input_line}: a grid needs values: choices(...) or range(...)")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -1,0 +1,103 @@
+"""From what Hydra composed to a run."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rl_runner.errors import UserError, tell
+from rl_runner.problems import unknown_choice
+from rl_runner.rundir import attempts
+
+if TYPE_CHECKING:
+    from rl_runner.config import Config, Parsed
+
+# Where the YAML lies: in an installed package, or beside it in a checkout.
+CONFIGS = next(p for p in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if p.is_dir())
+# What Hydra raises when it cannot compose what was asked for.
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+CHOICES = ("algo", "env", "network", "optimizer", "replay", "tuned")
+
+
+def train_job(composed: DictConfig) -> Any:
+    """What Hydra runs: one training run; the content of its result file."""
+    hydra = HydraConfig.get()
+    try:
+        from rl_runner.run import run
+
+        config, _, _, problems = parse_composed(composed, hydra)
+        if config is None:
+            raise UserError("\n".join(problems))
+        directory = Path(hydra.runtime.output_dir)
+        return run(config, attempts(directory)[-1] if config.fresh else directory)
+    except Exception as error:
+        raise SystemExit(tell(error)) from error
+
+
+class BeforeRun(Callback):
+    """Validates a run before Hydra makes its directory; a dry run ends here."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            if config.hydra.sweeper.get("params"):
+                raise UserError(f"experiment={config.hydra.runtime.choices.experiment} is a sweep: add -m")
+            validated = validate_composed(config)
+            if not validated.dry_run:
+                return
+            from rl_runner.run import run
+
+            run(validated, Path(config.hydra.run.dir))
+        except Exception as error:
+            raise SystemExit(tell(error)) from error  # Hydra turns other exceptions of a callback into warnings
+        raise SystemExit(0)
+
+
+def validate_composed(composed: DictConfig) -> "Config":
+    """The config that Hydra composed, its own node included; UserError with one line for every problem."""
+    from rl_runner.validate import validate
+
+    HydraConfig.instance().set_config(composed)  # for values that interpolate it
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return validate(parse_composed(own, composed.hydra), Path.cwd())
+
+
+def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
+    """The values as far as they are sound, and the names of the files that they came from."""
+    from rl_runner.config import parse, plain
+
+    values, written = plain(composed)
+    chosen = {group: str(name) for group, name in hydra.runtime.choices.items() if group in CHOICES}
+    tuned, known = chosen.pop("tuned", "none"), _known("tuned", hydra)
+    if tuned in known and tuned != "none":
+        chosen["tuned"] = tuned
+    overrides = OmegaConf.to_container(hydra.overrides.task)  # unresolved: a secret may be interpolated
+    assert isinstance(overrides, list)
+    parsed = parse(values, chosen, written, overrides)
+    problems = list(parsed.problems)
+    if "tuned" in chosen:
+        typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+        problems = [_or_untuned(line, tuned, typed) for line in problems]
+    if tuned not in known and tuned != f"{chosen.get('algo')}_{chosen.get('env')}":
+        # Hydra skips a missing optional file without a word, also where the user named it.
+        problems.append(unknown_choice("tuned", tuned, known))
+    return parsed._replace(config=None if problems else parsed.config, problems=problems)
+
+
+def _or_untuned(line: str, tuned: str, typed: Collection[str]) -> str:
+    """A key that the user did not type may come from the tuned file, which knows only the shipped classes."""
+    key, _, complaint = line.partition(": ")
+    untyped = complaint.startswith("no such key") and key not in typed
+    return f"{line}; or, if tuned/{tuned} sets it, tuned=none" if untyped else line
+
+
+def _known(group: str, hydra: Any) -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    overrides: Any = OmegaConf.to_container(hydra.overrides.hydra)  # they may name further search paths
+    return loader.get_group_options(group, config_name=hydra.job.config_name, overrides=overrides)

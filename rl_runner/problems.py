@@ -1,0 +1,110 @@
+"""What a user is told: one line for each problem, saying what is wrong and what to type instead."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from yaml import YAMLError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+
+def closest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `word` is probably a misspelling of, if any."""
+    by_lower = {name.lower(): name for name in candidates}
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean X?`, the end of a line, or nothing."""
+    match = closest(word, candidates)
+    return f"; did you mean {match}?" if match else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The line for a key, a dotted path, that does not exist among all those that do."""
+    names = list(known)
+    parent, _, last = key.rpartition(".")
+    siblings = {_last_part(name): name for name in names if name.rpartition(".")[0] == parent}
+    everywhere = {_last_part(name): name for name in reversed(names)}
+    match = (
+        siblings.get(closest(last, siblings) or "")
+        or everywhere.get(last)
+        or everywhere.get(closest(last, everywhere) or "")
+    )
+    return f"{key}: no such key" + (f"; did you mean {match}?" if match else "; --cfg job shows all keys")
+
+
+def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
+    """The line for a file that a group does not have."""
+    names = list(known)
+    return f"{group}={name}: no such {group}{did_you_mean(name, names) or '; there are ' + ', '.join(names)}"
+
+
+def value_problems(error: "ValidationError", known: Iterable[str], prefix: str = "") -> list[str]:
+    """One line for each key that pydantic refuses."""
+    names = list(known)
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        # What follows the first part of a location is an index, or the branch of a union.
+        by_key.setdefault(f"{prefix}{detail['loc'][0]}", []).append(detail)
+    return [_line(key, details, names) for key, details in by_key.items()]
+
+
+def override_problem(override: str, error: Exception, known: Iterable[str]) -> str:
+    """The line for an override that Hydra refuses, from what Hydra says about it in several."""
+    key, _, value = override.lstrip("+~").partition("=")
+    first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    match error:
+        case OverrideParseException() if "=" not in override:
+            return f"{override}: not understood; a setting is key=value, --help shows the commands"
+        case OverrideParseException():
+            return f"{override}: the value is not understood; close its brackets, or quote it: {key}=\\'value\\'"
+        case MissingConfigException(options=options) if options:
+            return unknown_choice(key, value, options)
+    if isinstance(error.__cause__ or error, (ConfigAttributeError, ConfigKeyError)):
+        if key.startswith("env.kwargs."):
+            return f"{key}: to pass a new argument to the environment write +{override}"
+        return unknown_key(key, known)
+    if first.startswith(("Ambiguous value", "Sweep parameters")):
+        return f"{override}: several values: add -m to sweep over them, or write {key}=[{value}] for a list"
+    return f"{override}: {' '.join(str(error).split()) if isinstance(error, YAMLError) else first}"
+
+
+def flat_keys(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    """Dotted paths of all keys of a nested mapping."""
+    keys = []
+    for name, value in config.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            keys += flat_keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def _line(key: str, details: list["ErrorDetails"], known: list[str]) -> str:
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, known)
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    wanted = [_wanted(detail) for detail in details if detail["type"] != "is_instance_of"]
+    return f"{key}={_shown(first['input'])}: must be {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _wanted(detail: "ErrorDetails") -> str:
+    """What the value should have been, from pydantic's "Input should be a valid integer, unable to parse ..."."""
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return message.partition(", ")[0] if "parsing" in detail["type"] or "_type" in detail["type"] else message
+
+
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())

@@ -1,0 +1,127 @@
+"""Everything that can be known to go wrong, said before a run starts and before anything is written."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_runner.config import Config, EnvConfig, Parsed
+from rl_runner.errors import UserError
+from rl_runner.targets import factory
+
+if TYPE_CHECKING:
+    from rl_runner.spaces import Spec
+
+Targets = Mapping[str, Callable[..., Any]]
+FITTING = {"discrete": "algo=dqn or ddqn", "continuous": "algo=sac, td3 or ddpg"}
+
+
+def validate(parsed: Parsed, directory: Path | None = None) -> Config:
+    """The config, if it can run on this machine; UserError with one line for every problem.
+
+    `directory`: on the disk where the run would lie, for a memory-mapped replay.
+    """
+    problems = list(parsed.problems)
+    config, spec = parsed.config, None
+    if parsed.env:
+        try:
+            spec = env_spec(parsed.env.model_dump_json())
+        except UserError as error:
+            problems.append(str(error))
+    problems += _mismatches(parsed, spec)
+    if config:
+        problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
+    if config and spec and not problems:
+        problems += _memory_problems(config, parsed.targets, spec, directory)
+    if problems or config is None:
+        raise UserError("\n".join(problems))
+    return config
+
+
+@functools.cache  # the jobs of a sweep share their environments
+def env_spec(env_json: str) -> "Spec":
+    """What an agent may know of an environment, from its config as JSON."""
+    from rl_runner.spaces import make, spec_of
+
+    env = EnvConfig.model_validate_json(env_json)
+    made = make(env)
+    try:
+        return spec_of(made, env.frame_stack)
+    finally:
+        made.close()
+
+
+def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
+    """What does not go together: algorithm and spaces, algorithm and network, algorithm and replay."""
+    algo, network, replay = (parsed.targets.get(group) for group in ("algo", "network", "replay"))
+    if algo is None:
+        return []
+    problems = []
+    actions, tabular = getattr(algo, "actions", None), getattr(algo, "observations", "any") == "discrete"
+    if spec and parsed.env:
+        offered = "continuous" if spec.num_actions is None else "discrete"
+        name, use = parsed.env.id, FITTING[offered]
+        if actions not in (None, offered):
+            problems.append(f"{algo.__name__} needs {actions} actions, {name} has {offered} ones: use {use}")
+        elif tabular and spec.num_states is None:
+            problems.append(f"{algo.__name__} needs numbered states, {name} observes arrays: use {use}")
+    if actions == "continuous" and getattr(network, "needs_discrete_actions", False):
+        problems.append("network=dueling is for discrete actions (algo=dqn or ddqn): use network=mlp")
+    if replay and all(part.__module__.startswith("rl_runner.") for part in (algo, replay)):
+        fitting = "last" if tabular else "uniform or prioritized"
+        if tabular != (replay.__name__ == "LastReplay"):
+            problems.append(f"{algo.__name__} does not learn from {replay.__name__}: use replay={fitting}")
+    return problems
+
+
+def _device_problems(config: Config) -> list[str]:
+    import torch
+
+    device = config.device
+    kind, _, index = device.partition(":")
+    if config.accelerate == "cudagraph" and (kind == "cpu" or not torch.cuda.is_available()):
+        return ["accelerate=cudagraph needs a CUDA device; use accelerate=compile or auto"]
+    if kind != "cuda":
+        return []
+    if not torch.cuda.is_available():
+        return [f"device={device}: no CUDA device here; use device=cpu or auto"]
+    count = torch.cuda.device_count()
+    return [f"device={device}: there are {count} CUDA devices, counted from 0"] if int(index or 0) >= count else []
+
+
+def _optimizer_problems(config: Config) -> list[str]:
+    """What the optimizer itself refuses; PyTorch's signatures know types but no ranges."""
+    import torch
+
+    try:
+        factory(config.optimizer, config.plugins)(params=[torch.zeros(1, requires_grad=True)])
+    except Exception as error:
+        return [f"optimizer: {str(error).strip() or type(error).__name__}"]
+    return []
+
+
+def _size_problems(config: Config) -> list[str]:
+    capacity = config.replay.get("capacity")
+    if not isinstance(capacity, int):
+        return []
+    least = {"algo.batch_size": config.algo.get("batch_size", 0), "num_envs": config.num_envs}
+    return [
+        f"replay.capacity={capacity} is less than {key}={size}: use replay.capacity={size} or more"
+        for key, size in least.items()
+        if capacity < size
+    ]
+
+
+def _memory_problems(config: Config, targets: Targets, spec: "Spec", directory: Path | None) -> list[str]:
+    from rl_runner.machine import resolve_device
+    from rl_runner.replay import check_memory
+
+    replay: Any = targets["replay"]
+    if not hasattr(replay, "nbytes"):
+        return []
+    keys = factory(config.replay, config.plugins).keywords
+    try:
+        check_memory(replay, spec, config.num_envs, device=resolve_device(config.device), directory=directory, **keys)
+    except UserError as error:
+        return [str(error)]
+    return []
