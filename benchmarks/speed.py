@@ -1,0 +1,220 @@
+"""Whole training steps of rl_runner, Stable-Baselines3 and SBX on the same machine, in one run and in turns.
+
+    pip install -c constraints.txt -e ".[mujoco,bench]"
+    python benchmarks/speed.py [--rows sac-pendulum ...] [--repeats 5] [--cores 1 | all] [--markdown FILE]
+
+Every subject trains in a fresh process: the same environment, network, batch, learning rate and one update per
+environment step. After a warm-up (random steps, compilation) the rest is timed: CPU and wall milliseconds per
+environment step, the update included. The table gives the median over repeats; ratios are of CPU time, in pairs of
+neighbouring runs. The floor is the update's list of matrix products alone, timed in the process of rl_runner.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import geometric_mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+WARM_UP = 600  # environment steps before the clock starts, the last 300 of them with updates
+STARTS = 300
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    algo: str
+    env: str
+    hidden: tuple[int, ...]
+    batch: int
+    steps: int  # timed
+
+
+ROWS = {
+    "dqn-cartpole": Row("dqn", "CartPole-v1", (120, 84), 128, 4000),
+    "sac-pendulum": Row("sac", "Pendulum-v1", (256, 256), 256, 800),
+    "sac-halfcheetah": Row("sac", "HalfCheetah-v5", (256, 256), 256, 800),
+    "td3-halfcheetah": Row("td3", "HalfCheetah-v5", (256, 256), 256, 1000),
+    "ddpg-pendulum": Row("ddpg", "Pendulum-v1", (256, 256), 256, 1200),
+}
+
+
+class Clock:
+    """CPU and wall time between the end of the warm-up and the last step."""
+
+    def __init__(self, total: int):
+        self.total, self.started, self.result = total, time.time(), {}
+        self.cpu = self.wall = 0.0
+
+    def tick(self, step: int) -> None:
+        if step == WARM_UP:
+            self.result["startup_s"] = time.time() - float(os.environ["BENCH_STARTED"])
+            self.cpu, self.wall = time.process_time(), time.perf_counter()
+        elif step == self.total:
+            steps = self.total - WARM_UP
+            self.result["cpu_ms"] = (time.process_time() - self.cpu) / steps * 1e3
+            self.result["wall_ms"] = (time.perf_counter() - self.wall) / steps * 1e3
+            self.result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -> dict[str, float]:
+    """The real loop with its logger, as `python -m rl_runner` runs it."""
+    from floor import floor_ms
+    from hydra import compose, initialize_config_dir
+
+    import rl_runner.compose as composing
+    from rl_runner.accelerate import build_update
+    from rl_runner.config import parse, plain
+    from rl_runner.logger import Logger
+    from rl_runner.run import build
+    from rl_runner.train import train
+
+    sys.path.insert(0, str(Path(composing.__file__).parent / "_plugins"))
+    overrides = [
+        f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}", "threads=1",
+        f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",
+        *extra,
+    ]  # fmt: skip
+    with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
+        values, written = plain(compose("config", overrides))
+    parsed = parse(values, {}, written, overrides)
+    assert parsed.config, parsed.problems
+    with TemporaryDirectory() as directory:
+        parts = build(parsed.config, Path(directory))
+        logger = Logger(Path(directory), {})
+        update = build_update(parts.agent, parts.replay, parts.averages, mode)
+        train(parts, update, lambda row: logger.write(parts.step, row), lambda: clock.tick(parts.step))
+        logger.close()
+    return clock.result | {"floor_ms": floor_ms(row.algo, parts.envs.spec, row.hidden, row.batch)}
+
+
+def time_sb3(row: Row, clock: Clock) -> dict[str, float]:
+    import stable_baselines3
+
+    return _time_baselines(stable_baselines3, row, clock)
+
+
+def time_sbx(row: Row, clock: Clock) -> dict[str, float]:
+    import sbx
+
+    return _time_baselines(sbx, row, clock)
+
+
+def _time_baselines(library: Any, row: Row, clock: Clock) -> dict[str, float]:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Tick(BaseCallback):
+        def _on_step(self) -> bool:
+            clock.tick(self.num_timesteps)
+            return True
+
+    model = getattr(library, row.algo.upper())(
+        "MlpPolicy", row.env, policy_kwargs={"net_arch": list(row.hidden)}, seed=0,
+        learning_starts=STARTS, batch_size=row.batch, train_freq=1, gradient_steps=1,
+    )  # fmt: skip
+    model.learn(clock.total, callback=Tick())
+    return clock.result
+
+
+SUBJECTS = {
+    "rl_runner": time_rl_runner,
+    "rl_runner, eager": lambda row, clock: time_rl_runner(row, clock, "eager"),
+    "SB3": time_sb3,
+    "SBX": time_sbx,
+}
+
+
+def measure(subject: str, name: str, cores: str) -> dict[str, float]:
+    """One subject on one row, in a process of its own on the given cores."""
+    threads = "1" if cores == "1" else str(os.cpu_count())
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "BENCH_STARTED": str(time.time()),
+        "BENCH_CORES": cores,
+    }
+    command = [sys.executable, __file__, "--worker", subject, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{subject} on {name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, dict[str, list[dict[str, float]]]], cores: str) -> str:
+    """Markdown: a line per row and subject, then the geometric means of the ratios."""
+    lines = [
+        f"One thread on one core: {cores == '1'}. CPU and wall are milliseconds per environment step with one update.",
+        "",
+        "| row | subject | CPU ms | wall ms | CPU time of subject / rl_runner | floor ms | peak MB | start-up s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ratios: dict[str, list[float]] = {}
+    for name, by_subject in results.items():
+        ours = by_subject["rl_runner"]
+        for subject, runs in by_subject.items():
+            ratio = median(theirs["cpu_ms"] / our["cpu_ms"] for theirs, our in zip(runs, ours, strict=True))
+            ratios.setdefault(subject, []).append(ratio)
+            figure = {key: median(run[key] for run in runs) for key in runs[0]}
+            floor = f"{figure['floor_ms']:.2f}" if "floor_ms" in figure else ""
+            lines.append(
+                f"| {name} | {subject} | {figure['cpu_ms']:.2f} | {figure['wall_ms']:.2f} | {ratio:.2f} | {floor} "
+                f"| {figure['peak_mb']:.0f} | {figure['startup_s']:.1f} |"
+            )
+    lines += ["", "Geometric mean of the ratios: " + ", ".join(
+        f"{subject} {geometric_mean(values):.2f}" for subject, values in ratios.items() if subject != "rl_runner"
+    )]  # fmt: skip
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The processor and the versions that were measured."""
+    from importlib.metadata import version
+
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())  # fmt: skip
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "stable-baselines3", "sbx-rl", "jax"))
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cores", choices=("1", "all"), default="1")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--worker", nargs=2, metavar=("SUBJECT", "ROW"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        subject, name = arguments.worker
+        if os.environ["BENCH_CORES"] == "1":
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+            import torch
+
+            torch.set_num_threads(1)
+        row = ROWS[name]
+        print(json.dumps(SUBJECTS[subject](row, Clock(WARM_UP + row.steps))))
+        return
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in arguments.rows:
+        results[name] = {subject: [] for subject in arguments.subjects}
+        for repeat in range(arguments.repeats):
+            for subject, runs in results[name].items():
+                runs.append(measure(subject, name, arguments.cores))
+                print(f"{name} {repeat + 1}/{arguments.repeats} {subject}: {runs[-1]['cpu_ms']:.2f}", file=sys.stderr)
+    text = f"{machine()}\n\n{table(results, arguments.cores)}\n"
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

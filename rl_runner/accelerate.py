@@ -1,0 +1,138 @@
+"""Speed from outside: any agent's update, eager or as one graph; knows no algorithm.
+
+A graph holds the whole update: gathering from the replay, targets, losses, gradients, optimizers, target networks and
+new priorities. Random numbers are drawn outside it, because a graph's own would differ from eager ones.
+An agent can be captured if it has a `learn(batch, *noise)` method of tensors that its `update(batch, step)` calls.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rl_runner.logger import Averages
+from rl_runner.optim import Optimizer, traceable
+from rl_runner.protocols import Agent, Replay
+
+Mode = Literal["eager", "compile", "cudagraph"]
+Update = Callable[[int], None]
+
+UPDATES_WORTH_COMPILING = 15_000  # below, compiling (10 to 30 s) takes longer than it saves
+
+
+def choose(wanted: str, agent: Agent, replay: Replay, device: torch.device, num_updates: int) -> tuple[Mode, str]:
+    """The mode for `accelerate=wanted` and why, from config, machine and versions alone."""
+    if wanted == "eager":
+        return "eager", "as configured"
+    if obstacle := _obstacle(agent):
+        return "eager", obstacle
+    if wanted == "auto" and num_updates < UPDATES_WORTH_COMPILING:
+        return "eager", f"{num_updates:,} updates are too few to be worth compiling"
+    if device.type == "cuda" and wanted != "compile":
+        if getattr(replay, "grows", False):
+            return "compile", "a deduplicated replay moves its final observations, which a CUDA graph cannot follow"
+        return "cudagraph", "as configured" if wanted == "cudagraph" else "on a GPU"
+    mode: Mode = "compile"
+    return mode, "as configured" if wanted == mode else f"{num_updates:,} updates are worth compiling"
+
+
+def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode) -> Update:
+    """A function that does one update at the given environment step and adds its metrics to `averages`."""
+    return _eager(agent, replay, averages) if mode == "eager" else _graph(agent, replay, averages, mode)
+
+
+def _eager(agent: Agent, replay: Replay, averages: Averages) -> Update:
+    def update(step: int) -> None:
+        batch = replay.gather(*replay.draw(agent.batch_size, step))
+        metrics, td_error = agent.update(batch, step)
+        replay.prioritize(batch.index, td_error)
+        averages.add(*_stacked(metrics))
+
+    return update
+
+
+def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update:
+    learn = agent.learn
+
+    def whole_update(drawn: tuple[Tensor, ...], *args: Any) -> tuple[tuple[str, ...], Tensor]:
+        batch = replay.gather(*drawn)
+        metrics, td_error = learn(batch, *args)
+        replay.prioritize(batch.index, td_error)
+        return _stacked(metrics)
+
+    torch._dynamo.reset()  # what earlier runs of this process compiled would count against a limit
+    torch._dynamo.config.trace_autograd_ops = True
+    # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
+    os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
+    compiled = torch.compile(whole_update, fullgraph=True, dynamic=False)
+    agent.learn = CudaGraphs(compiled) if mode == "cudagraph" else compiled
+
+    def update(step: int) -> None:
+        averages.add(*agent.update(replay.draw(agent.batch_size, step), step))
+
+    return update
+
+
+class CudaGraphs:
+    """A compiled function as CUDA graphs, one for each set of arguments that are no tensors.
+
+    Every graph reads its tensors from buffers of its own, into which a call copies; its outputs are overwritten by the
+    next call. The first calls run without a graph, so that everything is compiled and allocated before the capture.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.calls: dict[Any, int] = {}
+        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = tree_flatten(args)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        key = tuple("tensor" if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        if self.calls[key] <= self.WARM_UP:
+            return self._on_side_stream(args)
+        if key not in self.graphs:
+            buffers = [tensor.to("cuda", copy=True) for tensor in tensors]
+            remaining = iter(buffers)
+            static = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                outputs = self.function(*tree_unflatten(static, structure))
+            self.graphs[key] = graph, buffers, outputs
+        graph, buffers, outputs = self.graphs[key]
+        torch._foreach_copy_(buffers, tensors)
+        graph.replay()
+        return outputs
+
+    def _on_side_stream(self, args: tuple[Any, ...]) -> Any:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            outputs = self.function(*args)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return outputs
+
+
+def _stacked(metrics: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
+    return tuple(metrics), torch.stack(tuple(metrics.values())).double()
+
+
+def _obstacle(agent: Any) -> str | None:
+    """Why this agent on this machine cannot be compiled, in words; None if it can."""
+    if not hasattr(agent, "learn"):
+        return f"{type(agent).__name__} has no learn() to capture"
+    foreign = [value for value in vars(agent).values() if isinstance(value, Optimizer) and not traceable(value)]
+    if foreign:
+        return f"{type(foreign[0]).__name__} is no optimizer that can be captured"
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        return f"torch {torch.__version__} cannot capture gradients (2.13 can)"
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        return "no C++ compiler was found (install g++ to compile)"
+    return None

@@ -1,0 +1,115 @@
+"""What a run says of itself: before, in plain words, what will happen; afterwards where everything lies."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rl_runner.config import Config, written_values
+from rl_runner.envs import EVAL_LIMIT
+from rl_runner.train import Run
+
+
+def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
+    """The header: one line per decision that shapes the run."""
+    config, spec = run.config, run.envs.spec
+    lines = [
+        f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
+        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
+        learning(config, num_updates),
+        f"replay: {replay(run)}",
+        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
+        f"environment: {continuity}",
+        f"evaluation: {evaluation(config)}",
+    ]
+    if spec.max_episode_steps is None:
+        lines.append(f"{config.env.id} has no time limit: evaluation cuts its episodes at {EVAL_LIMIT:,} steps")
+    if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
+        lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
+    return "\n".join(lines)
+
+
+def learning(config: Config, num_updates: int) -> str:
+    """How often and how much is learned, in words."""
+    every = "environment step" if config.update_every == 1 else f"{config.update_every:,} environment steps"
+    warm_up = f" after {config.learning_starts:,} random ones" if config.learning_starts else ""
+    return (
+        f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
+        f"{num_updates:,} in all"
+    )
+
+
+def replay(run: Run) -> str:
+    """What the replay holds and takes, in words."""
+    keys = {key: value for key, value in run.config.replay.items() if key != "_target_"}
+    name = run.config.chosen.get("replay", type(run.replay).__name__)
+    nbytes = getattr(run.replay, "nbytes", None)
+    if nbytes is None or "capacity" not in keys:
+        return name
+    total = nbytes(run.envs.spec, run.config.num_envs, **keys)
+    each = total / keys["capacity"]
+    steps = f", {keys['n_step']}-step returns" if keys.get("n_step", 1) > 1 else ""
+    return f"{name}, {keys['capacity']:,} transitions of {each:.0f} bytes, {total / 1e6:,.1f} MB{steps}"
+
+
+def evaluation(config: Config) -> str:
+    """When and how long evaluations are."""
+    final = f"{_plural(config.final_eval_episodes, 'episode')} at the end"
+    if config.eval_every == 0:
+        return final
+    return f"{_plural(config.eval_episodes, 'episode')} every {config.eval_every:,} steps, {final}"
+
+
+def farewell(result: dict[str, Any], directory: Path) -> str:
+    """The last lines: the outcome, and where everything lies."""
+    mean, std = result["eval/return_mean"], result["eval/return_std"]
+    return (
+        f"final evaluation: {mean:.2f} ± {std:.2f} over {len(result['episode_returns'])} episodes; "
+        f"{result['sps']:,.0f} steps per second\n"
+        f"everything lies in {directory}\n"
+        f"curves: tensorboard --logdir {directory.parent}"
+    )
+
+
+def over(result: dict[str, Any], directory: Path) -> str:
+    """What a finished run says when it is started again."""
+    return f"{directory} is finished: {result['total_steps']:,} steps; resume it with a larger total_steps to extend it"
+
+
+def hparams(config: Config) -> dict[str, int | float | str | bool]:
+    """The config flattened, for TensorBoard's HPARAMS tab."""
+    flat: dict[str, int | float | str | bool] = {}
+
+    def flatten(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                flatten(child, f"{path}.{key}" if path else key)
+        else:
+            flat[path] = value if isinstance(value, (int, float, str, bool)) else str(value)
+
+    flatten(written_values(config), "")
+    return flat
+
+
+def num_parameters(agent: Any) -> int:
+    """Trainable parameters of all the agent's modules."""
+    modules = [value for value in vars(agent).values() if isinstance(value, nn.Module)]
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+def _observations(spec: Any) -> str:
+    return f"of {spec.num_states:,} states" if spec.num_states else f"{list(spec.obs_shape)} {str(spec.obs_dtype)[6:]}"
+
+
+def _actions(spec: Any) -> str:
+    return f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim}-dimensional actions"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

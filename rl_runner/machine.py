@@ -1,0 +1,54 @@
+"""What the numbers of a run depend on besides its config: threads, device, versions, processor."""
+
+import platform
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import gymnasium as gym
+import numpy
+import torch
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda[:N]` means here."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def num_threads(threads: str | int) -> int:
+    """One thread for `auto`: on networks of this size more were up to ten times slower on a busy machine."""
+    return 1 if threads == "auto" else int(threads)
+
+
+def facts(device: torch.device, env: gym.Env) -> dict[str, str | int]:
+    """All of it, to compare with the machine that continues a run."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "processor": processor(device),
+        **versions(env),
+    }
+
+
+def versions(env: gym.Env) -> dict[str, str]:
+    """The versions of everything that computes, the environment's own package included."""
+    found = {"python": platform.python_version()}
+    found |= {module.__name__: module.__version__ for module in (torch, gym, numpy)}
+    root, *rest = type(env.unwrapped).__module__.split(".")
+    package = rest[1] if root == "gymnasium" and len(rest) > 1 else root  # gymnasium.envs.mujoco, or the user's own
+    with suppress(metadata.PackageNotFoundError):
+        found[package] = metadata.version(package)
+    return found
+
+
+def processor(device: torch.device) -> str:
+    """The processor that computes, and which of its instructions PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,169 @@
+"""One run from a config to its result: wires the parts by keyword, then trains, evaluates and writes what came out."""
+
+import functools
+import hashlib
+import inspect
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_runner import accelerate, checkpoint, header, snapshot
+from rl_runner.checkpoint import Checkpoints, Saved
+from rl_runner.config import Config, factory, save_config, written_values
+from rl_runner.continuation import check_config, extends, finished, restore, rung
+from rl_runner.envs import Envs, Spec
+from rl_runner.errors import RunFailed
+from rl_runner.evaluate import Evaluator
+from rl_runner.logger import Averages, Logger
+from rl_runner.machine import facts, num_threads, resolve_device, versions
+from rl_runner.progress import Progress
+from rl_runner.protocols import Agent, Replay
+from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
+from rl_runner.saver import Saver
+from rl_runner.seeding import generator
+from rl_runner.session import Session
+from rl_runner.train import Run, crossed, train, updates_due
+
+
+def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
+    """Construct every part of a run; nothing else decides what it consists of."""
+    envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
+    agent, wired = build_agent(config, envs.spec)
+    wired |= {"gamma": agent.gamma, "directory": directory}
+    replay: Replay = wire(factory(config.replay, config.plugins), wired)
+    evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
+    return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
+
+
+def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
+    """The agent, and the parts that were there to be wired."""
+    wired = {
+        "spec": spec,
+        "num_envs": config.num_envs,
+        "total_steps": config.total_steps,
+        "seed": config.seed,
+        "device": resolve_device(config.device),
+        "network": factory(config.network, config.plugins),
+        "optimizer": factory(config.optimizer, config.plugins),
+    }
+    return wire(factory(config.algo, config.plugins), wired), wired
+
+
+def wire(make: functools.partial[Any], available: dict[str, Any]) -> Any:
+    """Call `make` with those of the available parts that its signature names."""
+    wanted = inspect.signature(make.func).parameters
+    return make(**{name: part for name, part in available.items() if name in wanted})
+
+
+def run(config: Config, directory: Path) -> dict[str, Any]:
+    """Train as configured, or go on with what `directory` holds, and write everything there; result.json's content."""
+    if config.dry_run:
+        with TemporaryDirectory() as scratch:  # for a replay in files
+            prepare(config, Path(scratch), None)
+        return {}
+    with Session(directory) as session:
+        saved = checkpoint.newest(directory / CHECKPOINT)
+        if saved:
+            check_config(config, saved, directory)
+        if result := finished(config, saved, directory):
+            print(header.over(result, directory))
+            return result
+        try:
+            return work(config, directory, session, saved)
+        except OSError as error:
+            raise RunFailed(f"{error.filename or directory}: {error.strerror or error}") from error
+
+
+def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
+    """Build or restore the parts and say what will happen; the parts, and what was decided for the whole of the run."""
+    torch.set_num_threads(num_threads(config.threads))
+    torch.set_float32_matmul_precision(config.precision)
+    rebuild, continuity = saved.origin["environment"] if saved else rung(config.env, config.seed)
+    parts = build(config, directory, rebuild)
+    num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
+    wanted = saved.origin["accelerate"] if saved else config.accelerate
+    mode, reason = accelerate.choose(wanted, parts.agent, parts.replay, resolve_device(config.device), num_updates)
+    if saved and mode == wanted:
+        reason = "as it began"
+    origin = {
+        "config": written_values(config),
+        "environment": [rebuild, continuity],
+        "accelerate": mode,
+        "machine": facts(resolve_device(config.device), parts.envs.envs[0]),
+    }
+    print(header.describe(parts, num_updates, mode, reason, continuity), flush=True)
+    return parts, origin
+
+
+def work(config: Config, directory: Path, session: Session, saved: Saved | None) -> dict[str, Any]:
+    """Train, evaluate and write what came out, from the beginning or from a checkpoint."""
+    parts, origin = prepare(config, directory, saved)
+    log = checkpoint.log_of(parts.replay, directory / CHECKPOINT)
+    if saved:
+        restore(parts, log, saved, origin)
+    session.begin(parts.step, config.total_steps)
+    save_config(config, directory / CONFIG)
+    (directory / RESULT).unlink(missing_ok=True)
+    logger = Logger(directory, header.hparams(config), parts.step, saved.state["written"] if saved else None)
+    progress = Progress(config.total_steps, parts.step)
+    checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
+    saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
+
+    def on_row(row: dict[str, float]) -> None:
+        logger.write(parts.step, row)
+        progress.show(parts.step, row)
+        session.note(parts.step, row)
+
+    def after_step() -> None:
+        progress.advance(parts.step)
+        saver.after_step()
+
+    if saved and extends(config, saved) and crossed(config.eval_every, parts.step - config.num_envs, parts.step):
+        on_row(parts.evaluator(parts.agent, config.eval_episodes)[0])  # the final evaluation had taken its place
+    update = accelerate.build_update(parts.agent, parts.replay, parts.averages, origin["accelerate"])
+    try:
+        train(parts, update, on_row, after_step)
+    except RunFailed:
+        snapshot.check(parts)  # a loss that was not finite before names the culprit better than what came of it
+        raise
+    finally:
+        checkpoints.wait()
+    saver.save(wait=True)
+    with session.impatient():
+        metrics, returns = parts.evaluator(parts.agent, config.final_eval_episodes)
+    on_row(metrics)
+    logger.close()
+    progress.close()
+    result = metrics | {
+        "episode_returns": returns,
+        "total_steps": parts.step,
+        "updates": parts.updates,
+        "wall_seconds": saver.wall_seconds,
+        "sps": parts.step / parts.training_seconds,
+        "params_sha256": params_sha256(parts.agent),
+        "seed": config.seed,
+        "versions": versions(parts.envs.envs[0]),
+    }
+    write_json(directory / RESULT, result)
+    session.end("finished", parts.step)
+    print(header.farewell(result, directory))
+    return result
+
+
+def params_sha256(agent: Agent) -> str:
+    """A fingerprint of every tensor of the agent's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(agent.state_dict())):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(state: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        return [(path, state)]
+    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return [found for key, child in children for found in _tensors(child, f"{path}/{key}")]

@@ -1,0 +1,192 @@
+"""An update captured as one graph does what it does eagerly, for every algorithm and option; compiling takes time."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl_runner import accelerate
+from rl_runner.envs import Spec
+from rl_runner.logger import Averages
+from rl_runner.networks import MLP, Dueling
+from rl_runner.replay import PrioritizedReplay, UniformReplay
+
+UPDATES = 50
+NETWORK = functools.partial(MLP, hidden=[8], activation="relu", layer_norm=False)
+OPTIMIZERS = {
+    "adam": functools.partial(torch.optim.Adam, lr=3e-3),
+    "adamw": functools.partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01),
+    "rmsprop": functools.partial(torch.optim.RMSprop, lr=3e-3, centered=True, momentum=0.5),
+    "sgd": functools.partial(torch.optim.SGD, lr=3e-3, momentum=0.9, nesterov=True),
+}
+PRIORITIZED = {"kind": "prioritized", "n_step": 3}
+SLOW = pytest.mark.slow
+
+CASES = [
+    pytest.param("sac", {}, {}, id="sac"),
+    pytest.param("td3", {"policy_delay": 2}, {}, id="td3-delayed"),
+    pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
+    pytest.param("ddpg", {}, {}, id="ddpg", marks=SLOW),
+    pytest.param("ddpg", {"max_grad_norm": 0.1, "actor_lr": 1e-3}, PRIORITIZED, id="ddpg-clipped", marks=SLOW),
+    pytest.param(
+        "td3", {"policy_delay": 1, "actor_objective": "min", "max_grad_norm": 0.1}, {}, id="td3-min", marks=SLOW
+    ),
+    pytest.param("sac", {"alpha": 0.2, "max_grad_norm": 0.1}, PRIORITIZED, id="sac-fixed-alpha", marks=SLOW),
+    pytest.param(
+        "sac", {"log_std_min": -0.1, "log_std_max": 0.1, "target_entropy": 0.5, "alpha_lr": 1e-2, "actor_lr": 1e-3},
+        {"n_step": 3}, id="sac-clamped", marks=SLOW,
+    ),
+    pytest.param("dqn", {}, {}, id="dqn", marks=SLOW),
+    pytest.param("dqn", {"target_update": "polyak"}, {"deduplicate": True}, id="dqn-polyak", marks=SLOW),
+    pytest.param("dqn", {"network": functools.partial(Dueling, hidden=[8], activation="gelu", layer_norm=True)}, {},
+                 id="dqn-dueling", marks=SLOW),
+    *(pytest.param("sac", {"optimizer": OPTIMIZERS[name]}, {}, id=f"sac-{name}", marks=SLOW)
+      for name in ("adamw", "rmsprop", "sgd")),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # PyTorch 2.13 takes a 0-dimensional float64 tensor on the CPU, as log α is here, for a number that never changes.
+    monkeypatch.setenv("TENSORIFY_PYTHON_SCALARS", "0")
+    torch._dynamo.utils._is_tensorify_enabled.cache_clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def filled_replay(name: str, kind: str = "uniform", **keys: Any) -> Any:
+    """A hundred transitions of two environments, some of them terminal, some truncated, for the agent `name`."""
+    num_actions, action_dim = (4, None) if name == "dqn" else (None, 2)
+    spec = Spec((3,), torch.float32, None, num_actions, action_dim, 1, None)
+    wired = {"spec": spec, "num_envs": 2, "gamma": 0.9, "total_steps": 100, "seed": 3, "device": "cpu"}
+    keys = wired | {"directory": None, "capacity": 64} | keys
+    if kind == "prioritized":
+        replay: Any = PrioritizedReplay(alpha=0.6, beta=0.4, beta_end=1.0, epsilon=1e-3, **keys)
+    else:
+        replay = UniformReplay(**keys)
+    stream = torch.Generator().manual_seed(0)
+    obs = torch.randn(2, 3, generator=stream)
+    for _ in range(50):
+        next_obs, action = torch.randn(2, 2, 3, generator=stream)
+        reward, dice = torch.randn(2, generator=stream), torch.rand(2, generator=stream)
+        action = action[:, :2].tanh() if action_dim else action[:, 0].sign().long() + 1
+        ended = dice < 0.2
+        replay.add(obs, action, reward, dice < 0.1, (dice >= 0.1) & ended, next_obs)
+        obs = torch.where(ended.unsqueeze(1), torch.randn(2, 3, generator=stream), next_obs)
+    return replay
+
+
+class InDouble:
+    """A replay whose batches are double precision."""
+
+    def __init__(self, replay: Any):
+        self.replay = replay
+        self.draw, self.prioritize = replay.draw, replay.prioritize
+
+    def gather(self, *drawn: Tensor) -> Any:
+        batch = self.replay.gather(*drawn)
+        return type(batch)(*(value.double() if value.is_floating_point() else value for value in batch))
+
+
+def tensors_of(state: Any, name: str = "") -> dict[str, Tensor]:
+    if isinstance(state, Tensor):
+        return {name: state}
+    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {key: value for child, part in children for key, value in tensors_of(part, f"{name}.{child}").items()}
+
+
+def assert_close(compiled: Any, eager: Any, rtol: float, atol: float) -> None:
+    ours, theirs = tensors_of(compiled.state_dict()), tensors_of(eager.state_dict())
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def learn(mode: str, agent: Any, replay: Any, updates: int) -> dict[str, float]:
+    """The mean metrics of so many updates."""
+    averages = Averages()
+    update = accelerate.build_update(agent, replay, averages, mode)
+    for i in range(updates):
+        update(5 * i)
+    return averages.read()
+
+
+@pytest.mark.parametrize(("name", "keys", "replay_keys"), CASES)
+def test_compiled_is_eager(
+    request: pytest.FixtureRequest, make_agent: Any, name: str, keys: dict[str, Any], replay_keys: dict[str, Any]
+) -> None:
+    replay, eager_replay = (filled_replay(name, **replay_keys) for _ in range(2))  # as ever, in single precision
+    request.getfixturevalue("float64")
+    keys = {"network": NETWORK, "optimizer": OPTIMIZERS["adam"]} | keys
+    agent, eager = make_agent(name, **keys), make_agent(name, **keys)
+    metrics = learn("compile", agent, InDouble(replay), UPDATES)
+    eager_metrics = learn("eager", eager, InDouble(eager_replay), UPDATES)
+
+    assert_close(agent, eager, rtol=1e-6, atol=1e-9)
+    assert_close(replay, eager_replay, rtol=1e-6, atol=1e-9)
+    assert metrics == pytest.approx(eager_metrics, rel=1e-6)
+    assert_one_graph(graphs=2 if keys.get("policy_delay", 1) > 1 else 1)
+    if name == "sac" and "log_std_min" not in keys:
+        obs = torch.randn(100, 3)
+        (_, log_std), (_, at_first) = agent.actor(obs), make_agent(name, **keys).actor(obs)
+        assert log_std.mean() > at_first.mean() - 0.5, "the policy's standard deviation collapsed"
+
+
+@pytest.mark.slow
+def test_the_first_update_in_single_precision(make_agent: Any) -> None:
+    """As runs are; later, Adam amplifies the differences in rounding."""
+    keys = {"network": NETWORK, "optimizer": OPTIMIZERS["adam"]}
+    agent, eager = make_agent("sac", **keys), make_agent("sac", **keys)
+    metrics = learn("compile", agent, filled_replay("sac"), 1)
+    assert metrics == pytest.approx(learn("eager", eager, filled_replay("sac"), 1), rel=1e-4)
+    assert_close(agent, eager, rtol=1e-4, atol=1e-6)
+    assert_one_graph()
+
+
+def assert_one_graph(graphs: int = 1) -> None:
+    """No recompilation, and no break: that would have raised under `fullgraph`."""
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+# Which mode is chosen
+
+
+class Plain:
+    """An agent without `learn`."""
+
+
+def test_few_updates_are_not_worth_compiling(make_agent: Any) -> None:
+    agent, cpu = make_agent("sac", optimizer=OPTIMIZERS["adam"]), torch.device("cpu")
+    worth = accelerate.UPDATES_WORTH_COMPILING
+    assert accelerate.choose("auto", agent, None, cpu, worth - 1)[0] == "eager"
+    assert accelerate.choose("auto", agent, None, cpu, worth)[0] == "compile"
+    assert accelerate.choose("compile", agent, None, cpu, 1) == ("compile", "as configured")
+    assert accelerate.choose("eager", agent, None, cpu, worth) == ("eager", "as configured")
+
+
+def test_what_cannot_be_captured_runs_eager_and_says_why(make_agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    foreign = make_agent("sac", optimizer=functools.partial(torch.optim.Adagrad, lr=0.1))
+    mode, reason = accelerate.choose("compile", foreign, None, cpu, 10**6)
+    assert (mode, "Adagrad" in reason) == ("eager", True)
+    mode, reason = accelerate.choose("compile", Plain(), None, cpu, 10**6)
+    assert (mode, "Plain has no learn()" in reason) == ("eager", True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    mode, reason = accelerate.choose("auto", make_agent("sac"), None, cpu, 10**6)
+    assert (mode, "C++ compiler" in reason) == ("eager", True)
+
+
+def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
+    agent = make_agent("sac", optimizer=functools.partial(torch.optim.Adagrad, lr=0.1))
+    before = {name: value.clone() for name, value in tensors_of(agent.state_dict()).items()}
+    learn("eager", agent, filled_replay("sac"), 3)
+    after = tensors_of(agent.state_dict())
+    assert all(not torch.equal(before[name], after[name]) for name in before if "net" in name or name == ".log_alpha")

@@ -1,0 +1,111 @@
+"""Probe environments: each can be learnt only by an agent that gets one thing right, in seconds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rl_runner import accelerate
+from rl_runner.run import build
+from rl_runner.train import Run, train
+
+AGENTS = ("q_learning", "dqn", "ddqn", "ddpg", "td3", "sac")
+DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
+        "learning_starts=32", "total_steps=400")  # fmt: skip
+WORDS = {
+    "q_learning": ("algo.learning_rate_decay=0", "algo.learning_rate=0.2", "total_steps=400"),
+    "dqn": (*DEEP, "algo.target_every=10"),
+    "ddqn": (*DEEP, "algo.target_every=10"),
+    "ddpg": (*DEEP, "algo.noise_scale=0.5"),
+    "td3": (*DEEP, "algo.noise_scale=0.5"),
+    "sac": (*DEEP, "algo.alpha=1e-3"),  # entropy adds next to nothing to the values
+}
+
+
+class Probe(gym.Env):
+    """A corridor of `length` states, left one by one; the observation is the state's number.
+
+    Pays 1 for the last step, or in every step how near the action is to the right one; ends by termination, or is cut.
+    """
+
+    def __init__(self, tabular: bool, discrete: bool, length: int = 1, by_action: bool = False, cut: bool = False):
+        self.observation_space = spaces.Discrete(length + 1) if tabular else spaces.Box(0, length, (1,), np.float32)
+        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-4.0, 2.0, (2,), np.float32)
+        self.length, self.by_action, self.cut = length, by_action, cut
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.state = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        self.state += 1
+        over = self.state == self.length
+        reward = self._nearness(action) if self.by_action else float(over)
+        return self._observe(), reward, over and not self.cut, over and self.cut, {}
+
+    def _nearness(self, action: Any) -> float:
+        """1 for the right action, less for others: number 1, or (0.5, -2.5), which the agent calls (0.5, -0.5)."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return float(action == 1)
+        return 1 - float(np.square((action - [0.5, -2.5]) / 3).sum())
+
+    def _observe(self) -> Any:
+        # A cut episode looks the same before and after: only the ending tells them apart.
+        state = 0 if self.cut else self.state
+        return state if isinstance(self.observation_space, spaces.Discrete) else np.array([state], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def probe() -> Iterator[None]:
+    gym.register("Probe-v0", Probe)
+    yield
+    del gym.registry["Probe-v0"]
+
+
+def trained(configure: Any, algo: str, *words: str, **kwargs: Any) -> Run:
+    kwargs |= {"tabular": algo == "q_learning", "discrete": algo in ("q_learning", "dqn", "ddqn")}
+    env = ",".join(f"{key}:{str(value).lower()}" for key, value in kwargs.items())
+    common = ("env=Probe-v0", f"+env.kwargs={{{env}}}", "device=cpu", "eval_every=0", "log_every=10000")
+    run = build(configure(f"algo={algo}", *common, *WORDS[algo], *words), None)
+    train(run, accelerate.build_update(run.agent, run.replay, run.averages, "eager"), lambda row: None, lambda: None)
+    return run
+
+
+def values(run: Run, *states: int) -> list[float]:
+    """The critic's estimate of the evaluated action in each state."""
+    obs = torch.tensor(states) if run.envs.spec.num_states else torch.tensor(states, dtype=torch.float32).unsqueeze(1)
+    agent: Any = run.agent
+    return agent.critique(obs, torch.Generator().manual_seed(0))[1].tolist()
+
+
+@pytest.mark.parametrize("algo", AGENTS)
+def test_one_step_of_reward_one_is_worth_one(configure: Any, algo: str) -> None:
+    assert values(trained(configure, algo, "algo.gamma=0.8"), 0) == pytest.approx([1.0], abs=0.05)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize("algo", AGENTS)
+def test_a_reward_after_two_steps_is_worth_gamma(configure: Any, algo: str, num_envs: int) -> None:
+    run = trained(configure, algo, "algo.gamma=0.6", f"num_envs={num_envs}", length=2)
+    assert values(run, 0, 1) == pytest.approx([0.6, 1.0], abs=0.07)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize("algo", AGENTS)
+def test_values_reach_through_a_time_limit(configure: Any, algo: str, num_envs: int) -> None:
+    """Terminated, the same step would be worth 1; cut, it is worth 1 / (1 - γ) = 2."""
+    run = trained(configure, algo, "algo.gamma=0.5", f"num_envs={num_envs}", cut=True)
+    assert values(run, 0) == pytest.approx([2.0], abs=0.1)
+
+
+@pytest.mark.parametrize("algo", AGENTS)
+def test_the_right_action_is_found(configure: Any, algo: str) -> None:
+    run = trained(configure, algo, "total_steps=600", by_action=True)
+    action = run.agent.act(torch.zeros(1, dtype=torch.int64) if algo == "q_learning" else torch.zeros(1, 1))[0]
+    wanted = 1 if run.envs.spec.num_actions else [0.5, -0.5]
+    assert action.tolist() == pytest.approx(wanted, abs=0.2)
+    assert values(run, 0) == pytest.approx([1.0], abs=0.15)
