@@ -1,0 +1,85 @@
+"""`rl-runner eval DIR`: evaluates the policy of a run's newest checkpoint anew, and records a video of it."""
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rl_runner import checkpoint
+from rl_runner.config import Config, load_config
+from rl_runner.envs import EVAL_LIMIT, make, spec_of
+from rl_runner.errors import UserError
+from rl_runner.evaluate import Evaluator
+from rl_runner.protocols import Agent
+from rl_runner.run import build_agent
+from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
+from rl_runner.seeding import derive
+from rl_runner.spaces import action_map
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Evaluate a saved policy and print how it did; the `eval/*` metrics and the return of each episode."""
+    parser = argparse.ArgumentParser(prog="rl-runner eval", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    parser.add_argument("--episodes", type=_positive, help="how many; as many as its final evaluation if not given")
+    parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
+    parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
+    arguments = parser.parse_args(argv)
+    config = load_config(arguments.directory / CONFIG, arguments.overrides)
+    agent, step, rebuild = load(config, arguments.directory)
+    episodes = arguments.episodes or config.final_eval_episodes
+    evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
+    metrics, returns = evaluator(agent, episodes)
+    print(f"{config.env.id}, policy of step {step:,}, {episodes} episodes")
+    for tag, value in metrics.items():
+        print(f"{tag} {value:.4g}")
+    if arguments.video:
+        print(f"video: {record(agent, config, arguments.directory / VIDEOS, step)}")
+    return {**metrics, "episode_returns": returns}
+
+
+def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
+    """The agent as the newest checkpoint holds it, its environment step, whether episodes need new environments."""
+    saved = checkpoint.newest(directory / CHECKPOINT, with_replay=False)
+    if saved is None:
+        raise UserError(f"{directory} holds no checkpoint yet: rl-runner resume {directory} goes on with the run")
+    env = make(config.env)
+    agent, _ = build_agent(config, spec_of(env, config.env.frame_stack))
+    env.close()
+    agent.load_state_dict(saved.state["agent"])
+    return agent, saved.step, saved.origin["environment"][0]
+
+
+def record(agent: Agent, config: Config, folder: Path, step: int) -> Path:
+    """Film the first evaluation episode; the file. UserError if there is nothing to see or to film with."""
+    viewed = config.env.model_copy(update={"kwargs": config.env.kwargs | {"render_mode": "rgb_array"}})
+    folder.mkdir(exist_ok=True)
+    name = f"step-{step}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
+            env = gym.wrappers.RecordVideo(make(viewed), str(folder), lambda episode: True, name_prefix=name)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise UserError('recording needs moviepy: pip install "rl-runner[video]"') from error
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"{config.env.id} cannot be filmed: {error}".splitlines()[0]) from error
+    to_env = action_map(env.action_space)
+    obs, _ = env.reset(seed=derive(config.seed, "eval", 0, 0))
+    dtype = spec_of(env, config.env.frame_stack).obs_dtype
+    for _ in range(config.env.max_episode_steps or EVAL_LIMIT):
+        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=dtype).unsqueeze(0))
+        obs, _, terminated, truncated, _ = env.step(to_env(action.numpy(force=True))[0])
+        if terminated or truncated:
+            break
+    env.close()
+    return folder / f"{name}-episode-0.mp4"
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value

@@ -1,0 +1,59 @@
+"""All that a run has to remember, taken out of its parts and put back into them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rl_runner.errors import RunFailed, UserError
+from rl_runner.train import Run, exploration
+
+
+def check(run: Run) -> None:
+    """RunFailed with the culprit's name if a metric or a parameter is not finite: such a state must not be saved."""
+    run.averages.check()
+    for owner, module in vars(run.agent).items():
+        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
+            if not torch.isfinite(parameter).all():
+                raise RunFailed(
+                    f"parameter {owner}.{name} is not finite: try a smaller optimizer.lr or set algo.max_grad_norm"
+                )
+
+
+def take(run: Run) -> dict[str, Any]:
+    """The state of every part but the replay's rows, as plain containers, tensors and numbers; not copies."""
+    return {
+        "step": run.step,
+        "updates": run.updates,
+        "training_seconds": run.training_seconds,
+        "finished_episodes": run.finished_episodes,
+        "exploration": exploration(run),
+        "agent": run.agent.state_dict(),
+        "replay": run.replay.state_dict(),
+        "envs": run.envs.state_dict(),
+        "averages": run.averages.state_dict(),
+        "warm_up": run.warm_up.get_state(),
+    }
+
+
+def put_back(run: Run, state: dict[str, Any]) -> None:
+    """Restore everything but environments and rows; UserError if the state is that of another kind of run."""
+    try:
+        run.agent.load_state_dict(state["agent"])
+        run.replay.load_state_dict(state["replay"])
+        run.averages.load_state_dict(state["averages"])
+        run.warm_up.set_state(state["warm_up"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = str(error).partition("\n")[0]
+        raise UserError(f"the checkpoint was written by other code and does not fit: {what}") from error
+    run.step, run.updates = state["step"], state["updates"]
+    run.training_seconds = state["training_seconds"]
+    run.finished_episodes = [(total, length) for total, length in state["finished_episodes"]]
+
+
+def put_back_envs(run: Run, state: dict[str, Any]) -> list[str]:
+    """Bring the running episodes back; one line for each that is lost, and then no transition spans the break."""
+    losses = run.envs.load_state_dict(state["envs"])
+    if losses and hasattr(run.replay, "cut"):
+        run.replay.cut()
+    return losses

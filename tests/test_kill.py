@@ -1,0 +1,72 @@
+"""A run that is killed again and again ends with the same bits as one that was left alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from killing import assert_same, run_to_the_end, run_with_kills
+
+from rl_runner.config import Config
+from rl_runner.rundir import METRICS
+
+KILLS = 5
+TINY = (
+    "tuned=none", "learning_starts=60", "total_steps=600", "checkpoint_every=30", "log_every=60", "eval_every=240",
+    "eval_episodes=2", "final_eval_episodes=3", "update_every=2",
+)  # fmt: skip
+DEEP = ("network.hidden=[16]", "algo.batch_size=8", "replay.capacity=250")
+PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
+
+FAST = {
+    "q_learning-FrozenLake-1": ("algo=q_learning", "env=FrozenLake-v1", "num_envs=1"),
+    "dqn-CartPole-3": ("algo=dqn", "env=CartPole-v1", "num_envs=3", *PRIORITIZED, *DEEP),
+    "ddqn-LunarLander-1": ("algo=ddqn", "env=LunarLander-v3", "num_envs=1", "algo.target_every=100", *DEEP),
+    "ddpg-Pendulum-3": ("algo=ddpg", "env=Pendulum-v1", "num_envs=3", "algo.noise=ou", *DEEP),
+    "td3-Hopper-1": ("algo=td3", "env=Hopper-v5", "num_envs=1", "env.frame_stack=2", *PRIORITIZED, *DEEP),
+    "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
+}
+ENVS = {
+    "q_learning": ["FrozenLake-v1"],
+    "dqn": ["CartPole-v1", "LunarLander-v3"],
+    "ddqn": ["CartPole-v1", "LunarLander-v3"],
+    "ddpg": ["Pendulum-v1", "Hopper-v5"],
+    "td3": ["Pendulum-v1", "Hopper-v5"],
+    "sac": ["Pendulum-v1", "Hopper-v5"],
+}
+MATRIX = [
+    pytest.param(algo, env, num_envs, accelerate, id=f"{algo}-{env}-{num_envs}-{accelerate}")
+    for algo, envs in ENVS.items()
+    for env in envs
+    for num_envs in (1, 3)
+    for accelerate in (("eager",) if algo == "q_learning" else ("eager", "compile"))
+]
+
+
+@pytest.mark.parametrize("overrides", FAST.values(), ids=FAST)
+def test_killed_run_ends_with_the_same_bits(
+    overrides: tuple[str, ...], configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    check(configure(*TINY, *overrides), tmp_path, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("algo", "env", "num_envs", "accelerate"), MATRIX)
+def test_killed_run_ends_with_the_same_bits_everywhere(
+    algo: str, env: str, num_envs: int, accelerate: str, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    deep = () if algo == "q_learning" else DEEP
+    overrides = (f"algo={algo}", f"env={env}", f"num_envs={num_envs}", f"accelerate={accelerate}", *deep)
+    check(configure(*TINY, *overrides), tmp_path, seed=1)
+
+
+def check(config: Config, directory: Path, seed: int) -> None:
+    assert config.checkpoint_every is not None
+    run_to_the_end(config, directory / "undisturbed" / "run")
+    lines = (directory / "undisturbed" / "run" / METRICS).read_text().splitlines()
+    speed = [row["charts/SPS"] for row in map(json.loads, lines) if "charts/SPS" in row]
+    pause = config.checkpoint_every / max(speed)  # the slower ones may have been compiling
+    run_with_kills(config, directory / "killed" / "run", KILLS, pause, Random(seed))
+    assert_same(directory / "undisturbed" / "run", directory / "killed" / "run")

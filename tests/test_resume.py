@@ -1,0 +1,421 @@
+"""What stops a run, and how it goes on: signals, extensions, full disks, broken environments, second processes."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from killing import assert_same, kill, rows, start
+
+from rl_runner import resume, saved_policy
+from rl_runner.checkpoint import newest, seal
+from rl_runner.config import Config
+from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.run import run
+from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, read_json
+from rl_runner.saver import Saver
+from rl_runner.session import Session
+
+TINY = (
+    "tuned=none", "learning_starts=40", "total_steps=240", "checkpoint_every=50", "log_every=20", "eval_every=60",
+    "eval_episodes=2", "final_eval_episodes=3", "network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100",
+)  # fmt: skip
+DQN = ("algo=dqn", "env=CartPole-v1")
+SAC = ("algo=sac", "env=Pendulum-v1", "update_every=4")
+
+Configure = Callable[..., Config]
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets something happen after a given step of the runs that follow."""
+    after_step = Saver.after_step
+    actions: dict[int, Callable[[], Any]] = {}
+
+    def patched(saver: Saver) -> None:
+        actions.get(saver._run.step, lambda: None)()
+        after_step(saver)
+
+    monkeypatch.setattr(Saver, "after_step", patched)
+    return actions.__setitem__
+
+
+def state(directory: Path) -> str:
+    return read_json(directory / STATUS)["state"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_stopped_by_a_signal_and_resumed_is_the_undisturbed_run(
+    signum: signal.Signals, configure: Configure, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    config = configure(*TINY, *DQN)
+    run(config, tmp_path / "undisturbed")
+    handler = signal.getsignal(signum)
+    at_step(117, lambda: os.kill(os.getpid(), signum))
+    with pytest.raises(Interrupted) as interrupted:
+        run(config, tmp_path / "stopped")
+    assert interrupted.value.signum == signum
+    assert signal.getsignal(signum) is handler
+    assert state(tmp_path / "stopped") == "interrupted"
+    saved = newest(tmp_path / "stopped" / CHECKPOINT)
+    assert saved is not None
+    assert saved.step == 117
+    at_step(117, lambda: None)
+    resume.main([str(tmp_path / "stopped")])
+    assert state(tmp_path / "stopped") == "finished"
+    assert_same(tmp_path / "undisturbed", tmp_path / "stopped")
+
+
+def test_a_second_signal_ends_the_process_at_once(configure: Configure, tmp_path: Path) -> None:
+    asleep = tmp_path / "asleep"
+    words = ("env=CartPole-v1", "env.id=Sleepy-v0", f"+env.kwargs.note={asleep}", "eval_every=0", "total_steps=10_000")
+    process = start(configure(*TINY, "algo=dqn", *words), tmp_path / "run")
+    _wait(asleep.exists, process.is_alive)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=0.5)
+    assert process.is_alive(), "the first one only asks"
+    kill(process, signal.SIGTERM)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_exit_codes_and_the_same_command_again(tmp_path: Path) -> None:
+    assert "continues at step" not in _stopped(tmp_path / "run", signal.SIGTERM)
+    assert "continues at step" in _stopped(tmp_path / "run", signal.SIGUSR1)
+
+
+def _stopped(directory: Path, signum: signal.Signals) -> str:
+    """What the command line says of a long run that a signal stops."""
+    words = ["algo=q_learning", "env=FrozenLake-v1", "total_steps=10_000_000", f"hydra.run.dir={directory}"]
+    command = [sys.executable, "-m", "rl_runner", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _wait(lambda: read_json(directory / STATUS).get("pid") == process.pid, lambda: process.poll() is None)
+    process.send_signal(signum)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signum, output
+    assert f"interrupted by signal {signum.value}" in output
+    assert "Traceback" not in output
+    return output
+
+
+def _wait(reached: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    while not reached():
+        assert alive(), "it ended too early"
+        time.sleep(0.01)
+
+
+def test_the_same_command_goes_on_and_then_says_that_it_is_finished(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(*TINY, *DQN)
+    at_step(130, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(config, tmp_path)
+    result = run(config, tmp_path)
+    assert "continues at step 130 of 240" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
+    assert run(config, tmp_path) == result
+    assert "is finished: 240 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+
+
+def test_an_extended_run_without_schedules_is_the_longer_run(configure: Configure, tmp_path: Path) -> None:
+    run(configure(*TINY, *SAC), tmp_path / "extended")
+    resume.main([str(tmp_path / "extended"), "total_steps=480"])
+    run(configure(*TINY, *SAC, "total_steps=480"), tmp_path / "longer")
+    results = [read_json(tmp_path / name / RESULT) for name in ("extended", "longer")]
+    assert results[0]["params_sha256"] == results[1]["params_sha256"]
+    assert _by_step(tmp_path / "extended") == _by_step(tmp_path / "longer")
+
+
+def _by_step(directory: Path) -> dict[int, dict[str, float]]:
+    """Rows of one step as one: an evaluation made up for after the run was extended has a row of its own."""
+    merged: dict[int, dict[str, float]] = {}
+    for row in rows(directory):
+        assert not merged.setdefault(row["step"], {}).keys() & row.keys() - {"step"}, "a tag stands twice at a step"
+        merged[row["step"]] |= row
+    return merged
+
+
+def test_extending_stretches_schedules_and_says_so(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(configure(*TINY, *DQN, "algo.epsilon_fraction=1"), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    resume.main([str(tmp_path / "one"), "total_steps=480"])
+    said = capsys.readouterr().out
+    assert "total_steps 240 becomes 480: every schedule of the run is stretched" in said
+    assert "charts/epsilon at step 240 was 0.05, is 0.525" in said
+    at_step(333, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        resume.main([str(tmp_path / "other"), "total_steps=480"])
+    resume.main([str(tmp_path / "other")])
+    assert_same(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("algo.gamma=0.5", "algo.gamma is 0.99 there, 0.5 here"),
+        ("seed=3", "seed is 0 there, 3 here"),
+        ("env.max_episode_steps=9", "env.max_episode_steps is None there, 9 here"),
+        ("total_steps=100", "has already made 240 steps"),
+        ("algo.gama=0.5", "did you mean"),
+    ],
+)
+def test_overrides_that_contradict_what_was_learned_are_refused(
+    override: str, complaint: str, finished_run: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=complaint) as error:
+        resume.main([str(finished_run), override])
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def finished_run(configure: Configure, tmp_path: Path) -> Path:
+    run(configure(*TINY, *DQN), tmp_path / "finished")
+    return tmp_path / "finished"
+
+
+def test_full_disk_does_not_stop_training(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files may not grow beyond 3 000 bytes for a while, less than metrics.jsonl has by then and a checkpoint needs."""
+    config = configure(*TINY, *DQN, "checkpoint_every=20")
+    run(config, tmp_path / "undisturbed")
+    capsys.readouterr()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints: list[list[str]] = []
+
+    def look() -> None:
+        checkpoints.append(sorted(path.name for path in (tmp_path / "full" / CHECKPOINT).iterdir()))
+
+    def fill_up() -> None:
+        wait_for(tmp_path / "full" / CHECKPOINT / "000005.json")  # of step 100, which a thread brings to the disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+
+    at_step(110, fill_up)
+    at_step(195, lambda: (look(), resource.setrlimit(resource.RLIMIT_FSIZE, limit)))
+    try:
+        run(config, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = capsys.readouterr().err
+    assert said.count("checkpoint at step") == 1
+    assert "checkpoint at step 120 failed (File too large), the last one is of step 100: training goes on" in said
+    assert "checkpoints land again: step 200" in said
+    assert checkpoints == [["000004.json", "000004.pt", "000005.json", "000005.pt", "replay"]]
+    assert_same(tmp_path / "undisturbed", tmp_path / "full")
+
+
+class Broken(gym.Env):
+    """A random walk that breaks in its 150th step, in the way it is told."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,))
+    steps = 0
+
+    def __init__(self, fault: str):
+        self.fault = fault
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self.fault == "reset" and Broken.steps >= 150:
+            raise ConnectionError("the simulator\nis gone")
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        Broken.steps += 1
+        self.t += 1
+        now = Broken.steps >= 150
+        if now and self.fault == "step":
+            raise ZeroDivisionError("division by zero")
+        obs = self.np_random.normal(size=2).astype(np.float32)
+        if now and self.fault == "obs":
+            obs[1] = np.inf
+        reward = float("nan") if now and self.fault == "reward" else 0.0
+        return obs, reward, self.t == 10, False, {}
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gym.register("Broken-v0", Broken)
+    monkeypatch.setattr("rl_runner.run.rung", lambda env, seed: (False, "not probed"))
+    Broken.steps = 0
+    yield
+    del gym.registry["Broken-v0"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "culprit"),
+    [
+        ("reward", "Broken-v0 gave the reward nan"),
+        ("obs", "infinity in an observation"),
+        ("step", "ZeroDivisionError: division by zero in step"),
+        ("reset", "ConnectionError: the simulator is gone in reset"),
+    ],
+)
+def test_broken_environment_is_named_and_the_checkpoint_intact(
+    fault: str, culprit: str, broken: None, configure: Configure, tmp_path: Path
+) -> None:
+    words = ("env=Pendulum-v1", "env.id=Broken-v0", f"+env.kwargs.fault={fault}", "eval_every=0")
+    _check_failure(configure(*TINY, "algo=sac", *words), tmp_path, culprit, step=100)
+
+
+@pytest.mark.parametrize("log_every", [20, 1000], ids=["found by a row", "found by the next checkpoint"])
+def test_exploding_loss_is_named_and_the_checkpoint_intact(
+    log_every: int, configure: Configure, tmp_path: Path
+) -> None:
+    words = ("eval_every=0", "learning_starts=110", "optimizer.lr=1e30", f"log_every={log_every}")
+    config = configure(*TINY, "algo=sac", "env=Pendulum-v1", *words)
+    _check_failure(config, tmp_path, "became|is not finite", step=100)
+
+
+def _check_failure(config: Config, directory: Path, culprit: str, step: int) -> None:
+    with pytest.raises(RunFailed, match=culprit) as failure:
+        run(config, directory)
+    status = read_json(directory / STATUS)
+    assert status["state"] == "failed"
+    assert status["error"] == str(failure.value)
+    assert "\n" not in status["error"]
+    saved = newest(directory / CHECKPOINT)
+    assert saved is not None
+    assert saved.step == step
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(configure: Configure, tmp_path: Path) -> None:
+    config = configure(*TINY, *DQN, "total_steps=1_000_000")
+    process = start(config, tmp_path / "run")
+    _wait(lambda: read_json(tmp_path / "run" / STATUS).get("state") == "running", process.is_alive)
+    with pytest.raises(UserError, match=rf"is in use by process {process.pid} on"):
+        run(config, tmp_path / "run")
+    assert state(tmp_path / "run") == "running"
+    kill(process)
+    with Session(tmp_path / "run"):
+        pass
+
+
+def test_a_malicious_config_runs_nothing(finished_run: Path) -> None:
+    config = (finished_run / CONFIG).read_text()
+    canary = finished_run / "canary"
+    for target in ("os.system", "torch.nn.parallel.distributed.os.system"):
+        bomb = config.replace("_target_: rl_runner.networks.MLP", f"_target_: {target}\n  command: touch {canary}")
+        assert bomb != config
+        (finished_run / CONFIG).write_text(bomb)
+        for command in (resume.main, saved_policy.main):
+            with pytest.raises(UserError, match="may be named"):
+                command([str(finished_run)])
+    assert not canary.exists()
+
+
+def test_a_changed_machine_is_named(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (finished_run / CHECKPOINT).glob("*.json"):
+        manifest = json.loads(path.read_bytes())
+        del manifest["crc32"]
+        manifest["origin"]["machine"] |= {"torch": "1.13", "threads": 8}
+        path.write_bytes(seal(manifest))
+    resume.main([str(finished_run), "total_steps=260"])
+    said = capsys.readouterr().err
+    assert "not exact: torch was 1.13, is" in said
+    assert "not exact: threads was 8, is 1" in said
+
+
+def test_a_log_that_lost_its_end_is_named(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = finished_run / METRICS
+    os.truncate(metrics, metrics.stat().st_size // 2)
+    resume.main([str(finished_run), "total_steps=260"])
+    assert "has lost its end" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_not_begun_anew(configure: Configure, finished_run: Path) -> None:
+    shutil.rmtree(finished_run / CHECKPOINT)
+    with pytest.raises(UserError, match="without its checkpoint"):
+        run(configure(*TINY, *DQN), finished_run)
+
+
+@pytest.mark.parametrize("command", [resume.main, saved_policy.main])
+def test_a_directory_without_a_run_is_refused(command: Callable[[list[str]], Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        command([str(tmp_path)])
+
+
+def test_saved_policy_is_the_one_that_was_trained(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, again = read_json(finished_run / RESULT), saved_policy.main([str(finished_run)])
+    assert {key: trained[key] for key in again} == again
+    assert "CartPole-v1, policy of step 240, 3 episodes" in capsys.readouterr().out
+
+
+def test_video_is_recorded(finished_run: Path) -> None:
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    saved_policy.main([str(finished_run), "--episodes", "1", "--video"])
+    (video,) = (finished_run / "videos").iterdir()
+    assert video.read_bytes()[4:8] == b"ftyp"
+
+
+class Random(gym.Env):
+    """Draws from the process-wide stream, as no environment should: no run in it can be continued exactly."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.random.normal(size=2).astype(np.float32), 1.0, False, self.t == 50, {}
+
+
+def test_what_cannot_be_exact_is_said_and_no_transition_spans_the_break(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    gym.register("Random-v0", Random)
+    config = configure(*TINY, "algo=dqn", "env=CartPole-v1", "env.id=Random-v0", "replay.n_step=3")
+    at_step(125, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(config, tmp_path)
+    assert "not deterministic: a run resumes at episode boundaries only" in capsys.readouterr().out
+    truncated: list[bool] = []
+    at_step(125, lambda: None)
+    monkeypatch.setattr("rl_runner.run.train", _spy(truncated))
+    run(config, tmp_path)
+    assert truncated == [True]
+    assert "not exact: 25 steps into episode 2" in capsys.readouterr().err
+    del gym.registry["Random-v0"]
+
+
+def _spy(truncated: list[bool]) -> Callable[..., None]:
+    from rl_runner.train import train
+
+    def spy(parts: Any, *rest: Any) -> None:
+        newest_row = parts.replay.ring.layout.at(parts.replay.ring.head - 1)
+        truncated.append(bool(parts.replay.ring.columns["truncated"][newest_row]))
+        train(parts, *rest)
+
+    return spy
