@@ -1,0 +1,76 @@
+"""Reports over runs: `rl-runner report DIR...` turns run directories into one page with the answer."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rl_runner.errors import UserError
+from rl_runner.report.build import Findings, find, write
+from rl_runner.report.markdown import markdown
+from rl_runner.report.reference import Reference, read_reference
+from rl_runner.report.tables import results
+
+SCORE = "eval/return_mean"
+
+
+def write_report(
+    directories: Sequence[Path],
+    out: Path,
+    title: str | None = None,
+    tag: str = SCORE,
+    reference: Reference | None = None,
+) -> Path:
+    """Write the report over all runs at or below the directories into `out`; returns index.html's path."""
+    findings = find(directories, tag, reference or Reference())
+    return write(findings, out, title or default_title(directories))
+
+
+def summary(directories: Sequence[Path], tag: str = SCORE) -> str:
+    """The report's headline, tables and sentences as plain text for a terminal."""
+    return as_text(find(directories, tag, Reference()))
+
+
+def as_text(findings: Findings) -> str:
+    """Findings as plain text."""
+    parts = [findings.headline]
+    sentences = findings.sentences()
+    for env, table in results(findings.study, findings.reference).items():
+        parts.append("\n".join([env, table.text(), *sentences[env]]))
+    return "\n\n".join([*parts, findings.warning]).strip()
+
+
+def default_title(directories: Sequence[Path]) -> str:
+    return f"Report: {', '.join(directory.resolve().name for directory in directories)}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line of `rl-runner report`; prints the conclusions and the page's place."""
+    parser = _Parser(prog="rl-runner report", description="Turn runs and sweeps into one page with the answer.")
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
+    parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
+    parser.add_argument("--title", help="the page's title")
+    parser.add_argument("--tag", default=SCORE, help="the score, higher is better (default: %(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables and sentences as Markdown")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="JSON file of published scores to overlay")
+    parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
+    options = parser.parse_args(argv)
+    reference = read_reference(options.reference, options.method) if options.reference else Reference()
+    findings = find(options.directories, options.tag, reference)
+    out = options.out or _shared_parent(options.directories) / "report"
+    page = write(findings, out, options.title or default_title(options.directories))
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(markdown(findings, out / "curves.png", options.markdown.parent))
+    print(as_text(findings), f"\nReport: {page}", sep="\n")
+    return 0
+
+
+def _shared_parent(directories: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([directory.resolve() for directory in directories]))

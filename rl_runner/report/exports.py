@@ -1,0 +1,23 @@
+"""The report's numbers as CSV files, for whoever draws their own figures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rl_runner.report.curves import group_band
+from rl_runner.report.grouping import Study
+from rl_runner.report.tables import Table
+
+
+def write_csvs(study: Study, named: Mapping[str, Table], out: Path) -> None:
+    """One file per table, named after it, and the groups' learning curves."""
+    for name, table in {**named, "curves": _curves(study)}.items():
+        table.csv(out / f"{name.lower().replace(' ', '_')}.csv")
+
+
+def _curves(study: Study) -> Table:
+    rows = []
+    for (env, group), cell in study.cells.items():
+        band = group_band(cell, study.tag)
+        points = zip(*band, strict=True) if band else []
+        rows += [[env, group, *(f"{value:.8g}" for value in point)] for point in points]
+    return Table(["environment", "group", "step", "mean", "low", "high"], rows)

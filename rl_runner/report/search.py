@@ -1,0 +1,99 @@
+"""What a search over hyperparameters has found: the best trial, how it got there, and what mattered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from rl_runner.report.page import Section
+from rl_runner.report.plots import Picture, Studio
+from rl_runner.report.style import GROUPS, MUTED, TEXT
+from rl_runner.report.tables import NONE, Table
+from rl_runner.rundir import SEARCH, read_json
+
+MOST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search's own record: trials with number, state, value and params; the share of each hyperparameter."""
+
+    name: str
+    trials: Sequence[dict[str, Any]]
+    importance: dict[str, float]
+
+    @property
+    def ranked(self) -> list[dict[str, Any]]:
+        """The trials that finished, the best one first."""
+        finished = [trial for trial in self.trials if trial["state"] == "complete"]
+        return sorted(finished, key=lambda trial: -trial["value"])
+
+    def section(self, studio: Studio) -> Section:
+        pictures = [_history(self, studio)] if self.ranked else []
+        pictures += [_importance(self, studio)] if self.importance else []
+        return Section(f"Search {self.name}", text=self.text(), table=self.table(), pictures=pictures)
+
+    def text(self) -> str:
+        states = [trial["state"] for trial in self.trials]
+        counts = {"complete": "finished", "pruned": "were stopped early", "fail": "failed"}
+        said = ", ".join(f"{states.count(key)} {words}" for key, words in counts.items() if key in states)
+        if not self.ranked:
+            return f"{said}; none has finished yet."
+        best = self.ranked[0]
+        values = ", ".join(f"{key}={_said(value)}" for key, value in best["params"].items())
+        return (
+            f"{said}. The best is trial {best['number']} with {best['value']:.4g}: {values}. "
+            "The best of many trials flatters itself: run it again with new seeds before comparing it."
+        )
+
+    def table(self) -> Table:
+        shown = self.ranked[:MOST_ROWS]
+        keys = list(dict.fromkeys(key for trial in shown for key in trial["params"]))
+        rows = [
+            [str(trial["number"]), *(_said(trial["params"].get(key, NONE)) for key in keys), f"{trial['value']:.4g}"]
+            for trial in shown
+        ]
+        return Table(["trial", *keys, "score"], rows, strong=frozenset([0] if rows else []))
+
+
+def searches_in(directories: Sequence[Path]) -> list[Search]:
+    """The searches at or below the directories."""
+    paths = sorted({path for directory in directories for path in directory.resolve().rglob(SEARCH)})
+    found = [(path.parent.name, read_json(path)) for path in paths]
+    return [Search(name, record["trials"], record["importance"]) for name, record in found if record]
+
+
+def _history(search: Search, studio: Studio) -> Picture:
+    trials = sorted(search.ranked, key=lambda trial: trial["number"])
+    numbers, values = [trial["number"] for trial in trials], [trial["value"] for trial in trials]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(numbers, values, "o", color=GROUPS[0].light, markersize=5)
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color=TEXT.light, linewidth=1.6)
+        axes.set_xlabel("trial")
+
+    title = "Score of every finished trial, and the best so far"
+    return studio.picture(f"{search.name}_history", title, title, draw, [])
+
+
+def _importance(search: Search, studio: Studio) -> Picture:
+    names = sorted(search.importance, key=lambda name: search.importance[name])
+
+    def draw(axes: Axes) -> None:
+        rows = np.arange(len(names))
+        axes.barh(rows, [search.importance[name] for name in names], height=0.28, color=GROUPS[0].light)
+        for row, name in zip(rows, names, strict=True):
+            axes.text(0.0, row + 0.2, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+        axes.set_yticks([])
+        axes.set_ylim(-0.4, len(names) - 0.2)
+        axes.set_xlabel("share", color=MUTED.light)
+
+    title = f"What being among the best of {len(search.ranked)} trials depends on"
+    return studio.picture(f"{search.name}_importance", title, title, draw, [])
+
+
+def _said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,149 @@
+"""Conclusions in words; "better" only where the interval of the difference excludes 0."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rl_runner.report.grouping import Study
+from rl_runner.report.load import Array
+from rl_runner.report.statistics import Interval, difference_interval, summarize
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The leader (higher mean) against another group; no interval with a single seed on either side."""
+
+    leader: str
+    other: str
+    seeds: tuple[int, int]
+    difference: float
+    interval: Interval | None
+
+    @property
+    def decided(self) -> bool:
+        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
+
+    def sentence(self) -> str:
+        """For example: ddqn is better than dqn: +38 [12, 61]."""
+        if self.interval is None:
+            amount = number(self.difference, abs(self.difference), sign=True)
+            return f"{self.leader} and {self.other} cannot be compared with one seed: {amount}."
+        numbers = f"{number(self.difference, self.interval.half, sign=True)} {bracket(self.interval)}"
+        if self.decided:
+            word = "better" if self.difference > 0 else "worse"
+            return f"{self.leader} is {word} than {self.other}: {numbers}."
+        return f"{self.leader} and {self.other} are not distinguishable with {self._seeds()}: {numbers}."
+
+    def _seeds(self) -> str:
+        few, many = sorted(self.seeds)
+        return f"{few} seeds" if few == many else f"{self.seeds[0]} and {self.seeds[1]} seeds"
+
+
+def compare(leader: str, scores: Mapping[str, Array], others: Sequence[str]) -> list[Comparison]:
+    """The leader against each of the others, simultaneously at 95 %."""
+    comparisons = []
+    for other in others:
+        a, b = scores[leader], scores[other]
+        interval = difference_interval(a, b, len(others) + 1) if min(len(a), len(b)) > 1 else None
+        comparisons.append(Comparison(leader, other, (len(a), len(b)), float(a.mean() - b.mean()), interval))
+    return comparisons
+
+
+def comparisons_in(study: Study, env: str) -> list[Comparison]:
+    """The group with the highest mean against every other group of an environment, best first."""
+    scores = {group: study.scores(env, group) for group in study.groups_in(env)}
+    ranked = sorted((group for group in scores if len(scores[group])), key=lambda group: -scores[group].mean())
+    return compare(ranked[0], scores, ranked[1:]) if ranked else []
+
+
+def headline(study: Study, comparisons: Mapping[str, list[Comparison]]) -> str:
+    """The answer in one sentence."""
+    if not any(len(study.scores(*cell)) for cell in study.cells):
+        states = Counter(run.status for run in study.runs)
+        return f"No run has finished yet: {', '.join(f'{n} {state}' for state, n in states.items())}."
+    contested = {env: found for env, found in comparisons.items() if found}
+    if not contested:
+        return _lone(study)
+    if len(contested) == 1:
+        ((env, found),) = contested.items()
+        return f"On {env}, {found[0].sentence()}" if len(found) == 1 else _one_environment(env, found)
+    pairs = {frozenset((found[0].leader, found[0].other)) for found in contested.values()}
+    if len(pairs) == 1 and all(len(found) == 1 for found in contested.values()):
+        return _duel([found[0] for found in contested.values()])
+    return _several_environments(list(contested.values()))
+
+
+def _lone(study: Study) -> str:
+    """One group per environment: nothing to compare, so say what was reached."""
+    parts = []
+    for env, group in study.cells:
+        scores = study.scores(env, group)
+        if len(scores):
+            summary = summarize(scores)
+            interval = f" {bracket(summary.interval)}" if summary.interval else ""
+            parts.append(f"{group} reaches {mean_text(scores)}{interval} on {env} ({_count(summary.n, 'seed')})")
+    return enumerated(parts, limit=3) + "."
+
+
+def _one_environment(env: str, found: list[Comparison]) -> str:
+    leader = found[0].leader
+    open_ones = [comparison.other for comparison in found if not comparison.decided]
+    if not open_ones:
+        return f"{leader} is the best of {len(found) + 1} on {env}."
+    if len(open_ones) == len(found):
+        return f"No clear winner on {env}: {leader} has the highest mean, but none of the others is clearly worse."
+    rest = enumerated(open_ones, limit=3)
+    return f"{leader} leads on {env}, but cannot be told from {rest}; {len(found) - len(open_ones)} are worse."
+
+
+def _duel(found: list[Comparison]) -> str:
+    wins = Counter(comparison.leader for comparison in found if comparison.decided and comparison.difference > 0)
+    names = sorted({found[0].leader, found[0].other}, key=lambda name: (-wins[name], name))
+    ahead, behind = wins[names[0]], wins[names[1]]
+    if not ahead:
+        return f"{names[0]} and {names[1]} are not distinguishable on any of {len(found)} environments."
+    where = f"all {len(found)} environments" if ahead == len(found) else f"{ahead} of {len(found)} environments"
+    worse = f", worse on {behind}" if behind else ""
+    rest = len(found) - ahead - behind
+    undecided = f", not distinguishable on {rest}" if rest else ""
+    return f"{names[0]} is better than {names[1]} on {where}{worse}{undecided}."
+
+
+def _several_environments(contested: list[list[Comparison]]) -> str:
+    n = len(contested)
+    (first, count), *others = Counter(found[0].leader for found in contested).most_common()
+    where = f"all {n}" if count == n else f"{count} of {n}"
+    rest = f", {enumerated([f'{name} on {k}' for name, k in others], limit=3)}" if others else ""
+    clear = sum(all(comparison.decided for comparison in found) for found in contested)
+    return f"{first} has the highest mean on {where} environments{rest}; the lead is clear on {clear or 'none'}."
+
+
+def enumerated(parts: Sequence[str], limit: int) -> str:
+    """The parts with commas and an "and"; beyond the limit their number."""
+    if len(parts) > limit:
+        return f"{', '.join(parts[:limit])} and {len(parts) - limit} more"
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def number(value: float, spread: float, sign: bool = False) -> str:
+    """A number to the two digits that its spread (half an interval, an SD) justifies."""
+    spread = spread or abs(value) / 10
+    digits = max(0, min(6, 1 - math.floor(math.log10(spread)))) if spread > 0 else 0
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text if float(text) else "0"
+
+
+def bracket(interval: Interval) -> str:
+    """An interval as [low, high]."""
+    return f"[{number(interval.low, interval.half)}, {number(interval.high, interval.half)}]"
+
+
+def mean_text(scores: Array) -> str:
+    """The mean of scores [n], rounded to what their interval justifies."""
+    summary = summarize(scores)
+    return number(summary.mean, summary.interval.half if summary.interval else 0)

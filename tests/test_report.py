@@ -1,0 +1,360 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from rl_runner.errors import UserError
+from rl_runner.report import main, statistics, summary, write_report
+from rl_runner.report.aggregate import aggregate
+from rl_runner.report.build import find
+from rl_runner.report.reference import Reference
+from rl_runner.report.sentences import compare
+from rl_runner.report.statistics import Normalisation
+
+TAG = "eval/return_mean"
+
+
+def write_run(
+    directory: Path,
+    algo: str = "dqn",
+    env: str = "CartPole-v1",
+    seed: int = 0,
+    score: float | None = 100.0,
+    status: str = "finished",
+    error: str | None = None,
+    points: int = 5,
+    settings: dict | None = None,
+    command: list[str] | None = None,
+) -> Path:
+    """A run directory as training leaves it; a run without a score has no result.json."""
+    directory.mkdir(parents=True)
+    config = {
+        "seed": seed, "total_steps": 1000, "eval_every": 10 * (seed + 1),
+        "algo": {"_target_": f"rl_runner.algos.{algo}.{algo.upper()}", "_partial_": True, "gamma": 0.99},
+        "optimizer": {"_target_": "rl_runner.optim.adam", "lr": 1e-3}, "network": {"hidden": [64, 64]},
+        "env": {"id": env, "kwargs": {}}, "chosen": {"algo": algo, "env": env},
+    }  # fmt: skip
+    for key, value in (settings or {}).items():
+        *path, last = key.split(".")
+        place = config
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    head = f"# rl-runner {' '.join(command)}\n" if command else ""
+    (directory / "config.yaml").write_text(head + yaml.safe_dump(config))
+    (directory / "status.json").write_text(json.dumps({"state": status, "error": error}))
+    if score is not None:
+        (directory / "result.json").write_text(json.dumps({TAG: score, "sps": 1000.0, "seed": seed, "updates": 900}))
+    steps = np.linspace(1000 / points, 1000, points).astype(int)
+    height = 0.0 if score is None else score
+    rows = [{"step": int(s), TAG: height * s / 1000, "losses/td_loss": 1 / s, "eval/q_bias": s / 100} for s in steps]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def write_group(root: Path, scores: list[float], algo: str = "dqn", env: str = "CartPole-v1", **kwargs) -> None:
+    for seed, score in enumerate(scores):
+        write_run(root / f"{env}_{algo}_{seed}_{len(list(root.glob('*')))}", algo, env, seed, score, **kwargs)
+
+
+def study_of(*directories: Path):
+    return find(directories, TAG, Reference()).study
+
+
+# Statistics
+
+
+def test_student_interval_by_hand():
+    scores = np.array([10.0, 12.0, 17.0])  # mean 13, variance (9 + 1 + 16) / 2 = 13, t(0.975, df=2) = 4.302653
+    half = 4.302653 * np.sqrt(13 / 3)
+    assert statistics.mean_interval(scores) == pytest.approx((13 - half, 13 + half), rel=1e-6)
+    summary = statistics.summarize(scores)
+    assert (summary.n, summary.mean, summary.worst) == (3, 13, 10)
+    assert summary.sd == pytest.approx(np.sqrt(13))
+
+
+def test_welch_interval_by_hand():
+    a, b = np.array([10.0, 12.0, 17.0]), np.array([1.0, 2.0, 3.0, 6.0])
+    # variances 13 and 14 / 3; v = 13 / 3 + 14 / 12 = 5.5; df = 5.5^2 / ((13 / 3)^2 / 2 + (14 / 12)^2 / 3) = 3.072174
+    half = stats.t.ppf(0.975, 30.25 / ((13 / 3) ** 2 / 2 + (14 / 12) ** 2 / 3)) * np.sqrt(5.5)
+    assert statistics.difference_interval(a, b) == pytest.approx((10 - half, 10 + half))
+    library = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert statistics.difference_interval(a, b) == pytest.approx((library.low, library.high))
+
+
+def test_three_groups_widen_by_the_studentized_range():
+    # q(0.95; 3, 10) = 3.877 in every printed table; Student's t for 10 degrees of freedom is 2.228.
+    assert statistics.critical(10, groups=3) == pytest.approx(3.877 / np.sqrt(2), abs=1e-3)
+    assert statistics.critical(10) == pytest.approx(2.228, abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 30])
+def test_interval_of_the_mean_covers(n: int):
+    scores = np.random.default_rng(n).normal(5, 2, (1000, n))
+    low, high = statistics.mean_interval(scores, resamples=999)
+    assert 0.92 <= np.mean((low <= 5) & (high >= 5)) <= 0.98
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 30])
+def test_interval_of_the_difference_covers(n: int):
+    rng = np.random.default_rng(n)
+    pairs = [(rng.normal(5, 1, n), rng.normal(3, 2, n)) for _ in range(1000)]
+    intervals = [statistics.difference_interval(a, b, resamples=499) for a, b in pairs]
+    assert 0.92 <= np.mean([low <= 2 <= high for low, high in intervals]) <= 0.98
+
+
+def test_no_false_winner_among_many_equal_groups():
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        scores = {str(i): rng.normal(0, 1, 10) for i in range(6)}
+        best = max(scores, key=lambda name: scores[name].mean())
+        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best]))
+    assert wrong / 200 <= 0.08
+
+
+def test_constant_scores_have_an_interval_of_no_width():
+    assert statistics.mean_interval(np.full(5, 500.0)) == (500, 500)
+    assert statistics.difference_interval(np.full(3, 500.0), np.full(3, 200.0)) == (300, 300)
+
+
+def test_probability_of_improvement_counts_ties_half():
+    value, _ = statistics.probability_of_improvement([np.array([1.0, 3.0])], [np.array([1.0, 2.0])])
+    assert value == (0.5 + 0 + 1 + 1) / 4
+
+
+def test_iqm_drops_the_outer_quarters():
+    value, interval = statistics.iqm([np.array([0.0, 1.0, 2.0, 100.0]), np.array([1.0, 3.0, -50.0, 2.0])])
+    assert value == pytest.approx((1 + 1 + 2 + 2) / 4)
+    assert interval.low <= value <= interval.high
+
+
+# Sentences
+
+
+def test_better_and_not_distinguishable():
+    scores = {
+        "ddqn": np.array([101.0, 99.0, 100.0]),
+        "dqn": np.array([61.0, 60.0, 59.0]),
+        "td3": np.array([0.0, 90, 180]),
+    }
+    assert compare("ddqn", scores, ["dqn"])[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
+    # variance of td3 is 8100: half width = t(0.975, 2.0015) * sqrt(1 / 3 + 2700) = 4.3 * 51.96
+    open_case = compare("ddqn", scores, ["td3"])[0]
+    assert not open_case.decided
+    assert open_case.sentence() == "ddqn and td3 are not distinguishable with 3 seeds: +10 [-214, 234]."
+
+
+def test_one_seed_is_no_comparison():
+    comparison = compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"])[0]
+    assert comparison.sentence() == "a and b cannot be compared with one seed: +1.5."
+
+
+def test_headline_for_two_algorithms(tmp_path: Path):
+    write_group(tmp_path, [99, 100, 101], "ddqn")
+    write_group(tmp_path, [59, 60, 61], "dqn")
+    assert summary([tmp_path]).startswith("On CartPole-v1, ddqn is better than dqn: +40.0 [37.7, 42.3].")
+
+
+def test_headline_over_environments(tmp_path: Path):
+    for env in ("A-v0", "B-v0"):
+        write_group(tmp_path, [99, 100, 101], "ddqn", env)
+    write_group(tmp_path, [59, 60, 61], "dqn", "A-v0")
+    write_group(tmp_path, [0, 100, 190], "dqn", "B-v0")
+    assert summary([tmp_path]).startswith("ddqn is better than dqn on 1 of 2 environments, not distinguishable on 1.")
+
+
+# Grouping
+
+
+def test_seed_device_and_cadence_are_no_groups(tmp_path: Path):
+    for seed, device in enumerate(["cpu", "cuda", "cpu"]):
+        write_run(tmp_path / str(seed), seed=seed, settings={"device": device, "log_every": 10 + seed})
+    study = study_of(tmp_path)
+    assert study.groups == ["dqn"]
+    assert len(study.scores("CartPole-v1", "dqn")) == 3
+
+
+def test_groups_by_two_keys_in_the_order_of_their_values(tmp_path: Path):
+    for i, (lr, gamma) in enumerate([(1e-3, 0.9), (1e-3, 0.99), (1e-2, 0.9), (3e-5, 0.9)] * 2):
+        write_run(tmp_path / str(i), seed=i // 4, settings={"optimizer.lr": lr, "algo.gamma": gamma})
+    assert study_of(tmp_path).groups == [
+        "gamma=0.9, lr=3e-05", "gamma=0.9, lr=0.001", "gamma=0.9, lr=0.01", "gamma=0.99, lr=0.001",
+    ]  # fmt: skip
+
+
+def test_settings_that_follow_from_the_algorithm_or_environment_name_no_group(tmp_path: Path):
+    for env in ("A-v0", "B-v0"):
+        for algo, lr in (("dqn", 1e-3), ("sac", 3e-4)):
+            tuned = {"optimizer.lr": lr * (2 if env == "B-v0" else 1), f"algo.only_{algo}": 1}
+            write_run(tmp_path / f"{env}{algo}", algo, env, settings=tuned)
+    study = study_of(tmp_path)
+    assert study.groups == ["dqn", "sac"]
+    write_report([tmp_path], tmp_path / "report")
+    assert "optimizer.lr,0.001 | 0.002,0.0003 | 0.0006" in (tmp_path / "report/settings_that_differ.csv").read_text()
+
+
+def test_keys_that_move_together_give_one_name_and_the_command_line_chooses_it(tmp_path: Path):
+    for i, tau in enumerate([0.1, 0.2]):
+        settings = {"algo.tau": tau, "algo.a_consequence": i}
+        write_run(tmp_path / str(i), settings=settings, command=[f"algo.tau={tau}"])
+    assert study_of(tmp_path).groups == ["tau=0.1", "tau=0.2"]
+
+
+def test_a_key_that_cannot_matter_separates_runs_of_the_same_seed(tmp_path: Path):
+    for accelerate in ("eager", "graph"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{accelerate}{seed}", seed=seed, settings={"accelerate": accelerate})
+    assert study_of(tmp_path).groups == ["accelerate=eager", "accelerate=graph"]
+
+
+def test_a_repeated_run_counts_once(tmp_path: Path):
+    write_run(tmp_path / "1", score=10)
+    write_run(tmp_path / "2", score=20)
+    write_run(tmp_path / "3", score=None, status="failed")
+    findings = find([tmp_path], TAG, Reference())
+    assert findings.study.scores("CartPole-v1", "dqn") == [20]
+    assert "2 repeated runs" in findings.warning
+
+
+def test_environment_settings_are_environments(tmp_path: Path):
+    for slippery in (True, False):
+        write_run(tmp_path / str(slippery), env="FrozenLake-v1", settings={"env.kwargs.is_slippery": slippery})
+    assert study_of(tmp_path).envs == ["FrozenLake-v1, is_slippery=False", "FrozenLake-v1, is_slippery=True"]
+
+
+# Directories in any state
+
+
+def test_a_single_run(tmp_path: Path):
+    page = write_report([write_run(tmp_path / "run", score=42)], tmp_path / "out")
+    assert "dqn reaches 42.0 on CartPole-v1 (1 seed)" in page.read_text()
+
+
+def test_failed_cut_and_broken_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_group(tmp_path, [99, 100, 101])
+    write_run(tmp_path / "failed", seed=3, score=None, status="failed", error="Traceback\n  <b>loss</b> is NaN")
+    cut = write_run(tmp_path / "cut", seed=4, score=None, status="interrupted")
+    (cut / "metrics.jsonl").write_text('{"step": 100, "eval/return_mean": 1.0}\nnot json\n[]\n{"step": 200, "eval/re')
+    empty = write_run(tmp_path / "empty", seed=5, score=None, status="running")
+    (empty / "metrics.jsonl").unlink()
+    torn = write_run(tmp_path / "torn", seed=6, score=None)
+    (torn / "status.json").write_text("{")
+    broken = write_run(tmp_path / "broken", seed=7)
+    (broken / "config.yaml").write_text("a: [")
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report/index.html").read_text()
+    assert "&lt;b&gt;loss&lt;/b&gt; is NaN" in page
+    assert "Of 8 runs, 2 failed and 3 did not finish yet." in page
+    assert "100.0 [97.5, 102.5]" in capsys.readouterr().out
+    rows = (tmp_path / "report/results.csv").read_text().splitlines()
+    assert rows[1] == 'CartPole-v1,dqn,3,100.0,1.0,99.0,"[97.5, 102.5]",1,3'
+
+
+def test_nothing_finished_yet(tmp_path: Path):
+    write_run(tmp_path / "run", score=None, status="running")
+    assert "No run has finished yet: 1 running." in write_report([tmp_path], tmp_path / "out").read_text()
+
+
+def test_no_run_is_one_line(tmp_path: Path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/config.yaml").write_text("seed: 1")
+    for arguments in ([str(tmp_path)], [str(tmp_path / "absent")], []):
+        with pytest.raises(UserError) as error:
+            main(arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_unknown_tag_names_the_known_ones(tmp_path: Path):
+    write_run(tmp_path / "run")
+    with pytest.raises(UserError, match="no run has the tag eval/retrun; there are eval/q_bias, eval/return_mean"):
+        main([str(tmp_path), "--tag", "eval/retrun"])
+
+
+def test_hydras_own_copy_is_no_run(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    write_run(run / ".hydra", seed=1)
+    assert len(study_of(tmp_path).runs) == 1
+
+
+# Several environments, published scores, output
+
+
+def test_aggregate_over_environments(tmp_path: Path):
+    for env, low, high in (("A-v0", 0, 100), ("B-v0", -1000, 0)):
+        middle = (low + high) / 2
+        write_group(tmp_path, [low, middle], "dqn", env)
+        write_group(tmp_path, [middle, high], "sac", env)
+    result = aggregate(study_of(tmp_path), Reference())
+    assert {group: value for group, (value, _) in result.iqm.items()} == {"sac": 0.75, "dqn": 0.25}
+    assert result.improvement["dqn"][0] == (0.5 + 1 + 1 + 1) / 4
+    assert result.profiles["sac"][0] == 1
+    assert result.profiles["sac"][100] == 0.5
+    anchored = Reference(anchors={"A": Normalisation(0, 200), "B": Normalisation(-1000, 1000)})
+    assert aggregate(study_of(tmp_path), anchored).iqm["sac"][0] == pytest.approx((0.25 + 0.5 + 0.25 + 0.5) / 4)
+    assert "Across environments" in write_report([tmp_path], tmp_path / "out").read_text()
+
+
+def test_groups_without_common_environments_are_not_aggregated(tmp_path: Path):
+    write_group(tmp_path, [1, 2], "dqn", "A-v0")
+    write_group(tmp_path, [1, 2], "sac", "B-v0")
+    assert aggregate(study_of(tmp_path), Reference()) is None
+    assert summary([tmp_path]).startswith("dqn reaches 1.5 [-4.9, 7.9] on A-v0 (2 seeds) and sac reaches")
+
+
+def test_published_scores_and_markdown(tmp_path: Path):
+    write_group(tmp_path / "runs", [99, 100, 101], "sac", "Hopper-v4")
+    published = {"500": [40.0, 45.0], "1000": [59.0, 60.0, 61.0], "5000": [900.0, 910.0]}
+    content = {"scores": {"SAC": {"Hopper": published}, "PPO": {"Hopper": published}}, "random": {"Hopper": 1}}
+    (tmp_path / "reference.json").write_text(json.dumps(content))
+    arguments = [str(tmp_path / "runs"), "--reference", str(tmp_path / "reference.json"), "--method", "SAC"]
+    main([*arguments, "--markdown", str(tmp_path / "docs/results.md"), "--out", str(tmp_path / "docs/hopper")])
+    text = (tmp_path / "docs/results.md").read_text()
+    assert "| Hopper-v4 | sac | 3 | 100.0 ± 1.0 | 99.0 | [97.5, 102.5] | 1000 |" in text
+    assert "| Hopper-v4 | SAC (published) | 3 | 60.0 ± 1.0 | 59.0 | [57.5, 62.5] | – |" in text
+    assert "sac is better than SAC (published): +40.0 [37.7, 42.3]." in text
+    assert "](hopper/curves.png)" in text
+    assert (tmp_path / "docs/hopper/curves.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="has no method A2C; it has SAC, PPO"):
+        main([*arguments, "--method", "A2C"])
+
+
+def test_the_page_is_self_contained_and_dark_too(tmp_path: Path):
+    write_group(tmp_path, [99, 100, 101], "ddqn")
+    write_group(tmp_path, [59, 60, 61], "dqn")
+    page = write_report([tmp_path], tmp_path / "report", "A & B").read_text()
+    assert "<title>A &amp; B</title>" in page
+    assert not [link for link in ("<script", "<link", "src=", "@import", "url(http") if link in page]
+    assert "prefers-color-scheme: dark" in page
+    assert "#0072b2" not in page.replace("--blue: #0072b2", "")
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"index.html", "curves.png", "results.csv", "differences.csv", "curves.csv", "all_runs.csv"} <= names
+
+
+def test_a_report_needs_no_torch():
+    command = "import sys, rl_runner.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_the_same_runs_give_the_same_page(tmp_path: Path):
+    write_group(tmp_path, list(range(25)))
+    pages = [write_report([tmp_path], tmp_path / f"report{i}", "same").read_text() for i in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_forty_runs_of_a_thousand_points_in_time(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for algo, mean in (("dqn", 100), ("ddqn", 130)):
+        for env in ("A-v0", "B-v0"):
+            write_group(tmp_path, list(rng.normal(mean, 10, 10)), algo, env, points=1000)
+    start = time.perf_counter()
+    write_report([tmp_path], tmp_path / "report")
+    assert time.perf_counter() - start < 20
