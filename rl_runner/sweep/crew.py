@@ -1,0 +1,146 @@
+"""Works through jobs with an engine: starts what can start, watches, and lets all of them save when told to stop."""
+
+import signal
+import time
+from collections.abc import Iterable
+from types import FrameType, TracebackType
+
+from rl_runner.errors import Interrupted
+from rl_runner.session import held
+from rl_runner.sweep.board import Board
+from rl_runner.sweep.engine import Engine, Worker
+from rl_runner.sweep.jobs import Job
+
+PAUSE = 0.2  # seconds between two looks
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Crew:
+    """Jobs that wait, are at work, or have ended; `failures` says of each that failed why.
+
+    The first signal stops the crew after every job has saved; a second one does not wait for that.
+    """
+
+    def __init__(self, engine: Engine, board: Board):
+        self.failures: dict[Job, str] = {}
+        self._engine, self._board = engine, board
+        self._waiting: list[Job] = []
+        self._working: dict[Job, Worker] = {}
+        self._dropped: dict[Job, str] = {}
+        self._signum: int | None = None
+        self._untold = False  # the jobs know nothing of the signal yet
+
+    def __enter__(self) -> "Crew":
+        self._handlers = {signum: signal.signal(signum, self._on_signal) for signum in STOPPING}
+        self._board.open()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error:
+            self._stop_all(signal.SIGTERM)
+        while self._working:
+            self.turn()
+        self._board.close()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        if self._signum and not error:
+            raise Interrupted(self._signum)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has come."""
+        return self._signum is not None
+
+    def has(self, job: Job) -> bool:
+        """Whether a job waits or is at work."""
+        return job in self._waiting or job in self._working
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Jobs to be done, those excepted that are finished."""
+        for job in jobs:
+            if job.finished:
+                self._board.show(job, "finished")
+            else:
+                self._board.show(job, "waiting")
+                self._waiting.append(job)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._working)
+
+    @property
+    def free(self) -> int:
+        """How many more jobs could be at work than there are."""
+        return 0 if self.stopped else self._engine.n_jobs - len(self._waiting) - len(self._working)
+
+    def turn(self) -> list[Job]:
+        """Look around once; the jobs that have ended since the last time."""
+        if self._signum and self._untold:
+            self._untold = False
+            self._stop_all(self._signum)
+        self._start()
+        self._board.refresh()
+        time.sleep(PAUSE)
+        ended = {job: how for job, worker in self._working.items() if (how := worker.ended()) is not None}
+        for job, how in ended.items():
+            del self._working[job]
+            self._conclude(job, how)
+        return list(ended)
+
+    def drop(self, job: Job, state: str) -> None:
+        """Let one job save and end, or never begin; `state` says what became of it."""
+        if worker := self._working.get(job):
+            self._dropped[job] = state
+            worker.stop(signal.SIGTERM)
+        elif job in self._waiting:
+            self._waiting.remove(job)
+            self._board.show(job, state)
+
+    def _start(self) -> None:
+        for job in self._waiting[:]:
+            if len(self._working) >= self._engine.n_jobs:
+                return
+            if held(job.directory):  # by what is left of a sweep that was killed; it saves and ends
+                continue
+            self._waiting.remove(job)
+            if job.finished:
+                self._board.show(job, "finished")
+            else:
+                job.say("queued")
+                self._working[job] = self._engine.start(job)
+                self._board.show(job, "running")
+
+    def _conclude(self, job: Job, how: str) -> None:
+        told = self.stopped or job in self._dropped
+        state, error = outcome(job, how, told)
+        if state == "interrupted" and job in self._dropped:
+            state = self._dropped[job]
+            job.say(state)
+        if error:
+            self.failures[job] = error
+        self._board.show(job, state, error)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signum, self._untold = signum, True
+
+    def _stop_all(self, signum: int) -> None:
+        self._waiting.clear()
+        for worker in self._working.values():
+            worker.stop(signum)
+
+
+def outcome(job: Job, how: str, told_to_stop: bool) -> tuple[str, str]:
+    """What has become of a job that ended so, and why if it failed; said in its directory if the job did not."""
+    if job.finished:
+        return "finished", ""
+    status = job.status()
+    match status.get("state"):
+        case "interrupted" | "queued" if told_to_stop:
+            return "interrupted", ""
+        case "interrupted":
+            return "interrupted", "interrupted by others"
+        case "failed":
+            return "failed", str(status.get("error") or how)
+    error = ": ".join(filter(None, [how or "ended without a result", job.last_line()]))
+    job.say("failed", error)
+    return "failed", error

@@ -1,0 +1,107 @@
+"""The jobs of a sweep: what each is called, where it lies, and what it came to."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_runner.config import Config, save_config
+from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_json
+
+LOG = "log.txt"
+# What changes no number that a job writes.
+IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh"}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a sweep; its name says how it differs from the others."""
+
+    name: str
+    config: Config
+    directory: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        reached = read_json(self.directory / RESULT).get("total_steps", -1)
+        return self.status().get("state") == "finished" and reached >= self.config.total_steps
+
+    def status(self) -> dict[str, Any]:
+        return read_json(self.directory / STATUS)
+
+    def say(self, state: str, error: str = "") -> None:
+        """Write a status on behalf of a process that cannot: one that has not begun, or that has died."""
+        status = {key: value for key, value in self.status().items() if key != "error"}
+        write_json(self.directory / STATUS, status | {"state": state} | ({"error": error} if error else {}))
+
+    def save(self) -> None:
+        """Make the directory with the config, which is all that a process needs to begin or to continue."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.directory / CONFIG)
+
+    def command(self) -> list[str]:
+        """What runs the job, or goes on with it, wherever its directory can be seen."""
+        env_module = self.config.env.id.rpartition(":")[0].partition(".")[0]
+        packages = [*self.config.plugins, *([env_module] if env_module else [])]
+        trusted = [f"plugins=[{','.join(dict.fromkeys(packages))}]"] if packages else []
+        return [sys.executable, "-m", "rl_runner", "resume", str(self.directory.absolute()), *trusted]
+
+    def last_line(self) -> str:
+        """The last line that the job has printed."""
+        try:
+            lines = (self.directory / LOG).read_text(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def jobs_in(directory: Path, overrides: Sequence[Sequence[str]], configs: Sequence[Config]) -> list[Job]:
+    """The jobs of a sweep; a repeated one once."""
+    pairs = {job_hash(config): (words, config) for words, config in zip(differing(overrides), configs, strict=True)}
+    return [placed(directory, words, config) for words, config in pairs.values()]
+
+
+def placed(directory: Path, words: Sequence[str], config: Config) -> Job:
+    """A job in the directory that its own config had before, or in a new one that its words name."""
+    key = job_hash(config)
+    words = words or ["job"]
+    known = next(directory.glob(f"*,{key}"), None)
+    return Job(", ".join(words), config, known or directory / ",".join([*map(_path_safe, words), key]))
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Each job's overrides without those that all jobs have."""
+    common = set.intersection(*map(set, overrides))
+    return [[word.lstrip("+") for word in words if word not in common] for words in overrides]
+
+
+def sweep_directory(template: str, identity: Sequence[Any], fresh: bool) -> Path:
+    """Where a sweep lies; `{jobs}` in the template becomes a hash of its identity.
+
+    Fresh means the next numeral behind it; otherwise the newest attempt goes on.
+    """
+    *used, unused = attempts(Path(template.replace("{jobs}", content_hash(identity))))
+    return used[-1] if used and not fresh else unused
+
+
+def grid_identity(configs: Sequence[Config]) -> list[str]:
+    """What makes two grids the same, however they were written down: their jobs."""
+    return sorted({job_hash(config) for config in configs})
+
+
+def job_hash(config: Config) -> str:
+    """Eight hexadecimal digits for everything that decides a job's results."""
+    return content_hash(config.model_dump(mode="json", exclude=IRRELEVANT))
+
+
+def content_hash(content: Mapping[str, Any] | Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _path_safe(word: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "_", word).strip("_")[:60]

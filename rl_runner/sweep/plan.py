@@ -1,0 +1,81 @@
+"""What a sweep would do: its jobs with their updates, memory and time, before anything is started."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rl_runner.config import Config
+from rl_runner.replay import bytes_per_transition
+from rl_runner.rundir import CONFIG, RESULT, read_json
+from rl_runner.sweep.board import duration
+from rl_runner.sweep.jobs import Job
+from rl_runner.targets import resolve
+from rl_runner.train import updates_due
+from rl_runner.validate import env_spec
+
+# What decides how long an environment step takes.
+PACE = ("env", "network", "num_envs", "update_every", "updates", "device", "threads", "accelerate", "precision")
+ALGO_PACE = ("_target_", "batch_size")
+MOST = 500  # finished runs that are looked at
+
+
+def print_plan(jobs: Sequence[Job], directory: Path, n_jobs: int) -> None:
+    """The table of jobs and what they come to together."""
+    results = sorted(Path("outputs").rglob(RESULT), key=lambda path: path.stat().st_mtime)[-MOST:]
+    earlier = [(read_json(path), _config(path)) for path in results]
+    table = Table("job", "", "steps", "updates", "replay", "time", box=None, pad_edge=False)
+    total: float | None = 0.0
+    for job in jobs:
+        seconds = 0.0 if job.finished else _seconds(job.config, earlier)
+        total = None if seconds is None or total is None else total + seconds
+        state = "finished" if job.finished else "continues" if job.status() else "new"
+        steps, updates = f"{job.config.total_steps:,}", f"{_updates(job.config):,}"
+        table.add_row(Text(job.name), state, steps, updates, f"{_megabytes(job.config):,.1f} MB", _said(seconds))
+    console = Console()
+    console.print(table)
+    together = "unknown, no similar run has finished under outputs/" if total is None else _said(total / n_jobs)
+    at_once = min(n_jobs, len(jobs))
+    console.print(f"{len(jobs)} jobs in {directory}, {at_once} at once; time: {together}", soft_wrap=True)
+
+
+def _updates(config: Config) -> int:
+    return updates_due(config, config.algo.get("batch_size", 1), 0, config.total_steps)
+
+
+def _megabytes(config: Config) -> float:
+    """What the replay will hold when it is full."""
+    keys = {key: value for key, value in config.replay.items() if key != "_target_"}
+    replay: Any = resolve(config.replay["_target_"], config.plugins)
+    if not hasattr(replay, "nbytes") or "capacity" not in keys:
+        return 0.0
+    spec = env_spec(config.env.model_dump_json())
+    return bytes_per_transition(replay, spec, config.num_envs, **keys) * keys["capacity"] / 1e6
+
+
+def _seconds(config: Config, earlier: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
+    """The time that the latest run at the same pace took per step, times the steps; None if there is none."""
+    pace = _pace(config.model_dump(mode="json"))
+    paces = [result["wall_seconds"] / result["total_steps"] for result, made in earlier if _pace(made) == pace]
+    return paces[-1] * config.total_steps if paces else None
+
+
+def _pace(config: dict[str, Any]) -> list[Any]:
+    algo = config.get("algo") or {}
+    return [config.get(key) for key in PACE] + [algo.get(key) for key in ALGO_PACE]
+
+
+def _config(result: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(result.with_name(CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(seconds: float | None) -> str:
+    return "unknown" if seconds is None else duration(seconds)

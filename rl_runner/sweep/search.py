@@ -1,0 +1,220 @@
+"""A search over hyperparameters: Optuna proposes, jobs answer, hopeless ones are stopped; a killed search goes on."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, NamedTuple
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from rl_runner.config import Config
+from rl_runner.errors import UserError
+from rl_runner.report.load import read_curves
+from rl_runner.rundir import METRICS, RESULT, SEARCH, read_json, write_json
+from rl_runner.sweep.board import Board
+from rl_runner.sweep.conduct import conclude, owned, remember, threads_of
+from rl_runner.sweep.crew import Crew
+from rl_runner.sweep.engine import engine
+from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory
+from rl_runner.targets import factory, read_group
+
+try:
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import TrialState
+except ModuleNotFoundError as missing:
+    raise UserError("hydra/sweeper=optuna needs optuna: pip install 'rl-runner[optuna]'") from missing
+
+SCORE = "eval/return_mean"
+STUDY = "study.db"
+LOOK_EVERY = 2.0  # seconds, at the curves of running trials
+ENOUGH_TO_TELL = 5  # different values
+
+Values = FloatDistribution | IntDistribution | CategoricalDistribution
+Space = Mapping[str, Values]
+Compose = Callable[..., list[Config]]  # the configs of jobs that override these words
+
+
+class Trial(NamedTuple):
+    """A proposal, one job for each of its seeds, and the steps whose evaluations Optuna knows."""
+
+    proposal: optuna.Trial
+    jobs: list[Job]
+    reported: set[int]
+
+
+class Search:
+    """Asks and tells until `n_trials` have finished or were pruned."""
+
+    def __init__(
+        self,
+        *,
+        space: Space,
+        compose: Compose,
+        directory: Path,
+        n_trials: PositiveInt,
+        n_seeds: PositiveInt,
+        seed: NonNegativeInt,
+        prune: bool,
+        prune_after: Annotated[float, Field(ge=0, le=1)],
+        prune_startup: NonNegativeInt,
+    ):
+        self._space, self._compose, self._directory = space, compose, directory
+        self._n_trials, self._n_seeds, self._prune = n_trials, n_seeds, prune
+        (self._base,) = compose([])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{directory / STUDY}", study_name="search", direction="maximize", load_if_exists=True
+        )
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
+        warm_up = int(prune_after * self._base.total_steps)
+        self.study.pruner = optuna.pruners.MedianPruner(prune_startup, n_warmup_steps=warm_up)
+
+    def run(self, crew: Crew) -> list[Job]:
+        """Go on with the trials that were open, then with new ones; all jobs that there were."""
+        found = self.study.get_trials(deepcopy=False)
+        self._propose_failed_again(found)
+        open_trials = [
+            # The trial of a killed process is taken up under its own number.
+            self._start(optuna.Trial(self.study, past._trial_id), crew, set(past.intermediate_values))
+            for past in found
+            if past.state == TrialState.RUNNING
+        ]
+        done = sum(past.state in (TrialState.COMPLETE, TrialState.PRUNED) for past in found)
+        left = self._n_trials - done - len(open_trials)
+        jobs = [job for trial in open_trials for job in trial.jobs]
+        looked = time.monotonic()
+        while open_trials or left > 0:
+            while left > 0 and crew.free > 0:
+                open_trials.append(self._start(self.study.ask(dict(self._space)), crew, set()))
+                jobs += open_trials[-1].jobs
+                left -= 1
+            ended = crew.turn()
+            if crew.stopped:
+                break
+            if ended or time.monotonic() - looked > LOOK_EVERY:
+                open_trials = [trial for trial in open_trials if not self._settled(trial, crew)]
+                looked = time.monotonic()
+        return jobs
+
+    def record(self) -> dict[str, Any]:
+        """What the search has found, for the report."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {
+            "score": SCORE,
+            "trials": [
+                {"number": t.number, "state": t.state.name.lower(), "value": t.value, "params": t.params}
+                for t in trials
+            ],
+            "importance": importance(self.study),
+        }
+
+    def _propose_failed_again(self, found: Sequence[optuna.trial.FrozenTrial]) -> None:
+        known = [past.params for past in found if past.state != TrialState.FAIL]
+        for past in found:
+            if past.state == TrialState.FAIL and past.params not in known:
+                self.study.enqueue_trial(past.params)
+                known.append(past.params)
+
+    def _start(self, proposal: optuna.Trial, crew: Crew, reported: set[int]) -> Trial:
+        words = [f"{key}={value}" for key, value in proposal.params.items()]
+        seeds = [f"seed={self._base.seed + i}" for i in range(self._n_seeds)]
+        configs = self._compose(*[[*words, seed] for seed in seeds])
+        short = [f"{key}={_short(value)}" for key, value in proposal.params.items()]
+        names = [[f"trial={proposal.number}", *short, seed] for seed in seeds]
+        jobs = [placed(self._directory, name, config) for name, config in zip(names, configs, strict=True)]
+        for job in jobs:
+            if not job.finished:
+                job.save()
+        crew.add(jobs)
+        return Trial(proposal, jobs, reported)
+
+    def _settled(self, trial: Trial, crew: Crew) -> bool:
+        """Tell what is new of a trial; whether nothing more will come."""
+        proposal, jobs, _ = trial
+        if all(job.finished for job in jobs):
+            self.study.tell(proposal, fmean(read_json(job.directory / RESULT)[SCORE] for job in jobs))
+            return True
+        if self._prune and self._hopeless(trial):
+            self.study.tell(proposal, state=TrialState.PRUNED)
+            for job in jobs:
+                crew.drop(job, "pruned")
+            return True
+        if any(crew.has(job) for job in jobs):
+            return False
+        self.study.tell(proposal, state=TrialState.FAIL)
+        return True
+
+    def _hopeless(self, trial: Trial) -> bool:
+        """Report the evaluations that all seeds have reached; whether the pruner gives the trial up."""
+        curves = [read_curves(job.directory / METRICS).get(SCORE) for job in trial.jobs]
+        points = [dict(zip(map(int, curve.steps), curve.values, strict=True)) if curve else {} for curve in curves]
+        for step in sorted(set.intersection(*map(set, points)) - trial.reported):
+            trial.proposal.report(fmean(values[step] for values in points), step)
+            trial.reported.add(step)
+            if trial.proposal.should_prune():
+                return True
+        return False
+
+
+def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: str, launcher: tuple[str, Any]) -> None:
+    """Search the space, then write the report; UserError before anything starts if a job could not."""
+    (base,) = compose([])
+    compose(*[[f"{key}={value}"] for key, values in space.items() for value in extremes(values)])
+    group = read_group("hydra.sweeper", {"_target_": "rl_runner.sweep.search.Search", **settings}, [])
+    if group.problems:
+        raise UserError("\n".join(group.problems))
+    identity = [job_hash(base), sorted(f"{key} {values}" for key, values in space.items()), group.values["n_seeds"]]
+    directory = sweep_directory(place, identity, base.fresh)
+    chosen = engine(*launcher, threads=threads_of([base]))
+    if base.dry_run:
+        print(f"{group.values['n_trials']} trials of {group.values['n_seeds']} jobs in {directory} over")
+        print("\n".join(f"  {key}: {values}" for key, values in space.items()))
+        return
+    with owned(directory):
+        remember(directory, resumable=False)
+        at_work = factory(group.values)(space=space, compose=compose, directory=directory)
+        print(f"{directory}: {len(at_work.study.trials)} trials so far; {chosen.n_jobs} jobs at once")
+        with Crew(chosen, Board()) as crew:
+            jobs = at_work.run(crew)
+        write_json(directory / SEARCH, at_work.record())
+        conclude(directory, len(jobs), crew)
+
+
+def space_of(overrides: Sequence[Override]) -> dict[str, Values]:
+    """The space that swept overrides span: intervals, ranges of integers, and choices as they were typed."""
+    space = {str(override.get_key_element()): _distribution(override) for override in overrides}
+    if "seed" in space:
+        raise UserError("seed is no hyperparameter: hydra.sweeper.n_seeds says how many seeds each trial has")
+    return space
+
+
+def extremes(values: Values) -> list[Any]:
+    """The values between which all others lie, or all of them."""
+    return list(values.choices) if isinstance(values, CategoricalDistribution) else [values.low, values.high]
+
+
+def importance(study: optuna.Study) -> dict[str, float]:
+    """The share of each hyperparameter in being among the best trials; {} where too few have finished to tell."""
+    finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if len({trial.value for trial in finished}) < ENOUGH_TO_TELL:
+        return {}
+    return optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+
+
+def _distribution(override: Override) -> Values:
+    values = override.value()
+    if not isinstance(values, IntervalSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    low, high, log = values.start, values.end, "log" in values.tags
+    assert low is not None
+    assert high is not None
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

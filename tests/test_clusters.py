@@ -1,0 +1,81 @@
+"""Sweeps on real clusters of one node: what is requeued in the middle ends with the same files."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from sweeping import TINY, Ended, checkpoints, only, same_as_alone
+
+WORDS = ("-m", *TINY, "total_steps=2500", "seed=1,2,3,4", "hydra.sweep.dir=sweep")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "RAY_USAGE_STATS_ENABLED": "0"}
+HIDDEN = importlib.util.find_spec("submitit") is None
+
+
+def job(sweep: Path, seed: int) -> Path:
+    return only(sweep, f"seed={seed},*")
+
+
+@pytest.mark.skipif(HIDDEN, reason="submitit is not installed")
+@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())
+def test_requeued_slurm_jobs_end_with_the_same_files(tmp_path: Path) -> None:
+    place, sweep = tmp_path / "cluster", tmp_path / "sweep"
+    place.mkdir()
+    with slurm_cluster.slurm_cluster(place, cpus=2) as access:
+        environment = ENVIRONMENT | access
+
+        def ask(*command: str) -> str:
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+        def disturb(seed: int, *command: str) -> None:
+            while checkpoints(sweep, seed) < 5:
+                assert process.poll() is None
+                time.sleep(0.02)
+            ask(*command, only(job(sweep, seed), "slurm/*_submission.sh").name.partition("_")[0])
+
+        command = [sys.executable, "-m", "rl_runner", *WORDS, "hydra/launcher=slurm"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        disturb(1, "scontrol", "requeue")
+        disturb(2, "scancel", "--signal=USR2")  # as SLURM warns of the end of a job's time
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert ask("squeue", "--noheader") == ""
+    for seed in (1, 2):
+        assert "continues at step" in (job(sweep, seed) / "log.txt").read_text()
+        same_as_alone(job(sweep, seed), tmp_path / f"alone_{seed}")
+    assert len(list(sweep.glob("*/result.json"))) == 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, for a network of its own")
+@pytest.mark.slow
+def test_ray_cluster_runs_the_same_sweep(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "rl_runner", *WORDS, "hydra/launcher=ray"]
+    # Ray listens on every address whatever it is told: in a network namespace there is none but the loopback's.
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
+    ended = subprocess.run(alone, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("sweep/*/result.json"))) == 4
+    same_as_alone(job(tmp_path / "sweep", 3), tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray")])
+def test_missing_extra_is_named_in_one_line(
+    rl_runner: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+    package: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, f"rl_runner.sweep.{launcher}", raising=False)
+    ended = rl_runner("-m", "algo=dqn", "env=CartPole-v1", "seed=0,1", f"hydra/launcher={launcher}")
+    assert ended.code == 2
+    assert ended.err == [f"hydra/launcher={launcher} needs {package}: pip install 'rl-runner[{launcher}]'"]
+    assert list(tmp_path.iterdir()) == []
