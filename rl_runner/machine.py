@@ -16,7 +16,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def num_threads(threads: str | int) -> int:
-    """One thread for `auto`: on networks of this size more were up to ten times slower on a busy machine."""
+    """One thread for `auto`: the products of networks of this size are too small to share out on a busy machine."""
     return 1 if threads == "auto" else int(threads)
 
 
