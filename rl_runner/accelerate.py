@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from rl_runner.capture import CpuGraphs, CudaGraphs, compiled
 from rl_runner.logger import Averages
 from rl_runner.optim import Optimizer, traceable
 from rl_runner.protocols import Agent, Replay
@@ -68,56 +68,15 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
     torch._dynamo.config.trace_autograd_ops = True
     # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
     os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
-    compiled = torch.compile(whole_update, fullgraph=True, dynamic=False)
-    agent.learn = CudaGraphs(compiled) if mode == "cudagraph" else compiled
+    if mode == "cudagraph":
+        agent.learn = CudaGraphs(whole_update)
+    else:
+        agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else CpuGraphs(whole_update)
 
     def update(step: int) -> None:
         averages.add(*agent.update(replay.draw(agent.batch_size, step), step))
 
     return update
-
-
-class CudaGraphs:
-    """A compiled function as CUDA graphs, one for each set of arguments that are no tensors.
-
-    Every graph reads its tensors from buffers of its own, into which a call copies; its outputs are overwritten by the
-    next call. The first calls run without a graph, so that everything is compiled and allocated before the capture.
-    """
-
-    WARM_UP = 3
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-        self.calls: dict[Any, int] = {}
-        self.graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
-        self.stream = torch.cuda.Stream()
-
-    def __call__(self, *args: Any) -> Any:
-        leaves, structure = tree_flatten(args)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = tuple("tensor" if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        self.calls[key] = self.calls.get(key, 0) + 1
-        if self.calls[key] <= self.WARM_UP:
-            return self._on_side_stream(args)
-        if key not in self.graphs:
-            buffers = [tensor.to("cuda", copy=True) for tensor in tensors]
-            remaining = iter(buffers)
-            static = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                outputs = self.function(*tree_unflatten(static, structure))
-            self.graphs[key] = graph, buffers, outputs
-        graph, buffers, outputs = self.graphs[key]
-        torch._foreach_copy_(buffers, tensors)
-        graph.replay()
-        return outputs
-
-    def _on_side_stream(self, args: tuple[Any, ...]) -> Any:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            outputs = self.function(*args)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return outputs
 
 
 def _stacked(metrics: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from rl_runner.envs import Spec
@@ -167,7 +168,15 @@ class Critics(nn.Module):
         self.net = network(n_in=n_in, n_out=1, lead=(size,), generator=generator)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat([features(obs, self.spec), action], dim=-1)).squeeze(-1)
+        return self.net(self._inputs(obs, action)).squeeze(-1)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_1(s, a) `[B]`, without computing the others."""
+        parameters = {name: p[0] for name, p in self.net.named_parameters()}
+        return functional_call(self.net, parameters, (self._inputs(obs, action),)).squeeze(-1)
+
+    def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([features(obs, self.spec), action], dim=-1)
 
 
 class DeterministicActor(nn.Module):

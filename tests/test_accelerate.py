@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_runner import accelerate
+from rl_runner.capture import WARM_UP, CpuGraphs
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
@@ -190,3 +191,37 @@ def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
     learn("eager", agent, filled_replay("sac"), 3)
     after = tensors_of(agent.state_dict())
     assert all(not torch.equal(before[name], after[name]) for name in before if "net" in name or name == ".log_alpha")
+
+
+# Calling a graph directly
+
+
+def test_a_graph_is_called_past_dynamo_with_new_arguments_and_tensors_written_in_place() -> None:
+    weight = torch.ones(3)
+
+    def double_and_add(drawn: tuple[Tensor, ...], offset: Tensor, flipped: bool) -> tuple[tuple[str, ...], Tensor]:
+        weight.mul_(2)
+        total = drawn[0] * weight + offset
+        return ("a", "b", "c"), -total if flipped else total
+
+    function = CpuGraphs(double_and_add)
+    for i in range(WARM_UP + 3):
+        for flipped in (False, True):
+            expected = torch.full((3,), float(i)) * weight * 2 + 10 * i
+            tags, values = function((torch.full((3,), float(i)),), torch.tensor(10.0 * i), flipped)
+            assert tags == ("a", "b", "c")
+            torch.testing.assert_close(values, -expected if flipped else expected)
+    assert function.direct.keys() == {(False,), (True,)}
+
+
+def test_a_graph_that_reads_what_changes_stays_with_dynamo() -> None:
+    now = {"factor": 0}
+
+    def scale(drawn: tuple[Tensor, ...]) -> tuple[tuple[str, ...], Tensor]:
+        return ("scaled",), drawn[0] * now["factor"]
+
+    function = CpuGraphs(scale)
+    for i in range(WARM_UP + 2):
+        now["factor"] = i
+        assert function((torch.ones(1),))[1].item() == i
+    assert not function.direct

@@ -118,8 +118,11 @@ class TD3:
         metrics = losses.critic_metrics(q, target) | {"grads/critic_norm": critic_norm}
 
         if with_actor:
-            policy_q = self.critics(batch.obs, self.actor(batch.obs))
-            policy_q = policy_q[0] if self.actor_objective == "q1" else losses.clipped_double_value(policy_q)
+            action = self.actor(batch.obs)
+            if self.actor_objective == "q1":
+                policy_q = self.critics.first(batch.obs, action)
+            else:
+                policy_q = losses.clipped_double_value(self.critics(batch.obs, action))
             actor_loss = losses.deterministic_actor_loss(policy_q)
             actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
             metrics |= {"losses/actor_loss": actor_loss.detach(), "grads/actor_norm": actor_norm}
