@@ -8,7 +8,12 @@ from pathlib import Path
 
 from rl_runner.errors import Interrupted, RunFailed, UserError, tell
 
-COMMANDS = {"resume": "rl_runner.resume", "eval": "rl_runner.saved_policy", "report": "rl_runner.report"}
+COMMANDS = {
+    "resume": "rl_runner.resume",
+    "eval": "rl_runner.saved_policy",
+    "export": "rl_runner.export",
+    "report": "rl_runner.report",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = "events.out.tfevents.*"
-CHARTS = {
+CHARTS = {  # of TensorBoard's custom scalars; each run has those of its algorithm
     "TD loss": ["losses/td_loss"],
     "Q and its target": ["values/q_mean", "values/target_mean", "values/q_min", "values/q_max"],
-    "actor": ["losses/actor_loss"],
+    "actor and temperature loss": ["losses/actor_loss", "losses/alpha_loss"],
     "temperature and entropy": ["policy/alpha", "policy/entropy"],
     "exploration": ["charts/epsilon", "policy/noise_scale"],
     "gradient norms": ["grads/q_norm", "grads/critic_norm", "grads/actor_norm"],
     "return": ["charts/episodic_return", "eval/return_mean"],
     "Q bias": ["eval/q_bias"],
 }
+EVALUATION = ("charts/episodic_return", "eval/return_mean", "eval/q_bias")  # logged by every algorithm, but later
 
 Row = Mapping[str, float]
 
@@ -33,6 +34,7 @@ class Curves:
         """Start anew, or continue what the event files held when their `sizes` were recorded, at `step`."""
         self._directory, self._hparams = directory, hparams
         self._file: Any = None
+        self._laid_out = False
         self._broken = sizes == {}  # they were when the sizes were recorded
         self._attempt(lambda: self._open(step, sizes or {}))
 
@@ -52,7 +54,7 @@ class Curves:
 
     def _open(self, step: int, sizes: Mapping[str, int]) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
-        from torch.utils.tensorboard.summary import custom_scalars, hparams
+        from torch.utils.tensorboard.summary import hparams
 
         for path in self._directory.glob(EVENTS):
             if path.name in sizes:
@@ -68,10 +70,9 @@ class Curves:
         self._add(step=step + 1 if sizes else 0, session_log=SessionLog(status=SessionLog.START))
         if sizes:
             return
+        self._laid_out = False
         for summary in hparams(dict(self._hparams), {"eval/return_mean": 0.0}):
             self._add(summary=summary)
-        layout = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
-        self._add(summary=custom_scalars({"rl_runner": layout}))
 
     def _rewrite(self, rows: Iterable[tuple[int, Row]]) -> None:
         self._open(0, {})
@@ -81,8 +82,20 @@ class Curves:
     def _add_row(self, step: int, row: Row) -> None:
         from torch.utils.tensorboard.summary import Summary
 
+        if not self._laid_out and any(tag.startswith("losses/") for tag in row):
+            self._laid_out = True  # a resumed run does it again: the first one counts
+            self._lay_out(row)
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.items()]
         self._add(step=step, summary=Summary(value=points))
+
+    def _lay_out(self, row: Row) -> None:
+        """Choose the charts by what the algorithm logs: its first row with a loss has all but the evaluation."""
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        known = {*row, *EVALUATION}
+        charts = {title: [f"^{tag}$" for tag in tags if tag in known] for title, tags in CHARTS.items()}
+        layout = {title: ["Multiline", tags] for title, tags in charts.items() if tags}
+        self._add(summary=custom_scalars({"rl_runner": layout}))
 
     def _add(self, **fields: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

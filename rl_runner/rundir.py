@@ -12,6 +12,7 @@ STATUS = "status.json"
 RESULT = "result.json"
 CHECKPOINT = "checkpoint"
 VIDEOS = "videos"
+POLICY = "policy.pt2"
 SWEEP = "sweep.json"  # marks a directory of runs that belong together, and holds their command
 SEARCH = "search.json"  # what a search over hyperparameters has found
 

@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rl_runner.config import Config
 from rl_runner.run import run
@@ -87,3 +89,16 @@ def test_the_custom_layout_and_the_hyperparameters_are_served(server: Server) ->
     charts = {chart["title"] for category in layout["category"] for chart in category["chart"]}
     assert {"TD loss", "Q and its target", "temperature and entropy"} <= charts
     assert set(RUNS) <= set(server.get("scalars/tags"))
+
+
+@pytest.mark.parametrize("algo", RUNS)
+def test_each_run_has_the_charts_of_its_algorithm(directory: Path, algo: str) -> None:
+    events = EventAccumulator(str(directory / algo)).Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: [*chart.multiline.tag] for chart in layout.category[0].chart}
+    tags = {f"^{tag}$" for tag in EVERYWHERE | TAGS[algo]}
+    assert all(set(shown) <= tags for shown in charts.values())
+    assert {"TD loss", "Q and its target", "return", "Q bias"} <= charts.keys()
+    assert ("temperature and entropy" in charts) == (algo == "sac")
+    assert ("exploration" in charts) == (algo != "sac")

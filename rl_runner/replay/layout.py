@@ -23,7 +23,7 @@ class Layout:
     capacity: int
     deduplicate: bool
 
-    @property
+    @cached_property
     def window(self) -> int:
         """How many of the newest rows can be drawn."""
         return self._whole(self.capacity)

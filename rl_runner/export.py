@@ -1,0 +1,93 @@
+"""`rl-runner export DIR`: writes the policy of a run's newest checkpoint as one file that needs PyTorch alone."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl_runner.config import load_config
+from rl_runner.envs import EVAL_LIMIT, Envs
+from rl_runner.errors import RunFailed
+from rl_runner.protocols import Agent
+from rl_runner.rundir import CONFIG, POLICY
+from rl_runner.saved_policy import load
+from rl_runner.spaces import action_map
+
+MAX_CHECKED = 256  # observations of an episode
+
+
+def main(argv: list[str]) -> Path:
+    """Export a policy, check that the file acts as the agent does, and say how to use it; the file."""
+    parser = argparse.ArgumentParser(prog="rl-runner export", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
+    parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
+    arguments = parser.parse_args(argv)
+    config = load_config(arguments.directory / CONFIG, [*arguments.overrides, "device=cpu"])
+    agent, step, rebuild = load(config, arguments.directory)
+    envs = Envs(config.env, 1, config.seed, "export", rebuild=rebuild)
+    obs = episode(agent, envs)
+    file = arguments.out or arguments.directory / POLICY
+    space = envs.envs[0].action_space
+    torch.export.save(program(Policy(agent, space), obs), file)
+    check(file, agent, space, obs)
+    print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")
+    print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {_sizes(obs)}] {obs.dtype}")
+    return file
+
+
+class Policy(nn.Module):
+    """The evaluation policy from observations `[B, *obs]` to actions in the environment's own units, `[B, *action]`."""
+
+    def __init__(self, agent: Agent, space: gym.Space):
+        super().__init__()
+        for name, part in vars(agent).items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)  # so that the file names the parameters
+        self.act = agent.act
+        self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
+        if isinstance(space, gym.spaces.Box):
+            self.low, self.high = (torch.from_numpy(bound).double() for bound in (space.low, space.high))
+            self.dtype = torch.from_numpy(space.low).dtype
+
+    def forward(self, obs: Tensor) -> Tensor:
+        action = self.act(obs)
+        if self.start is not None:
+            return action + self.start
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        scaled = middle + action.reshape(-1, *self.low.shape) * half
+        if not self.dtype.is_floating_point:
+            scaled = scaled.round()
+        return scaled.clamp(self.low, self.high).to(self.dtype)
+
+
+def program(policy: Policy, obs: Tensor) -> torch.export.ExportedProgram:
+    """The policy as a graph for batches of any size."""
+    with torch.no_grad():
+        return torch.export.export(policy, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def check(file: Path, agent: Agent, space: gym.Space, obs: Tensor) -> None:
+    """RunFailed if the exported policy does not act as the agent does."""
+    exported = torch.export.load(file).module()(obs).numpy(force=True)
+    expected = action_map(space)(agent.act(obs).numpy(force=True))
+    if exported.shape != expected.shape or not np.allclose(exported, expected, rtol=1e-4, atol=1e-5):
+        raise RunFailed(f"{file} does not act like the agent, so do not use it")
+
+
+def episode(agent: Agent, envs: Envs) -> Tensor:
+    """Observations of the policy's own episode, `[T, *obs]`."""
+    seen: list[Any] = []
+    for _ in range(min(envs.spec.max_episode_steps or EVAL_LIMIT, MAX_CHECKED)):
+        seen.append(envs.obs)
+        if envs.step(agent.act(envs.obs)).episodes and len(seen) > 1:
+            break
+    return torch.cat(seen)
+
+
+def _sizes(obs: Tensor) -> str:
+    return ", ".join(map(str, obs.shape[1:]))
