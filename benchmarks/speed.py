@@ -67,6 +67,7 @@ class Clock:
 
 def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -> dict[str, float]:
     """The real loop with its logger, as `python -m rl_runner` runs it."""
+    import torch
     from floor import floor_ms
     from hydra import compose, initialize_config_dir
 
@@ -74,12 +75,13 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     from rl_runner.accelerate import build_update
     from rl_runner.config import parse, plain
     from rl_runner.logger import Logger
+    from rl_runner.machine import num_threads
     from rl_runner.run import build
     from rl_runner.train import train
 
     sys.path.insert(0, str(Path(composing.__file__).parent / "_plugins"))
     overrides = [
-        f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}", "threads=1",
+        f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
         f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",
         *extra,
     ]  # fmt: skip
@@ -87,6 +89,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
         values, written = plain(compose("config", overrides))
     parsed = parse(values, {}, written, overrides)
     assert parsed.config, parsed.problems
+    torch.set_num_threads(num_threads(parsed.config.threads))
     with TemporaryDirectory() as directory:
         parts = build(parsed.config, Path(directory))
         logger = Logger(Path(directory), {})
