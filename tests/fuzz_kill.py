@@ -75,9 +75,8 @@ def play(config: Config, directory: Path, rng: Random) -> int:
     result: dict[str, Any] = read_json(directory / "undisturbed" / "run" / RESULT)
     checkpoints = newest_number(directory / "undisturbed" / "run")
     count = min(rng.randint(5, 20), checkpoints // 4)
-    run_with_kills(
-        config, directory / "killed" / "run", count, result["total_steps"] / result["sps"] / checkpoints, rng
-    )
+    pause = result["total_steps"] / result["sps"] / checkpoints
+    count = run_with_kills(config, directory / "killed" / "run", count, pause, rng)
     assert_same(directory / "undisturbed" / "run", directory / "killed" / "run")
     return count
 

@@ -68,5 +68,6 @@ def check(config: Config, directory: Path, seed: int) -> None:
     lines = (directory / "undisturbed" / "run" / METRICS).read_text().splitlines()
     speed = [row["charts/SPS"] for row in map(json.loads, lines) if "charts/SPS" in row]
     pause = config.checkpoint_every / max(speed)  # the slower ones may have been compiling
-    run_with_kills(config, directory / "killed" / "run", KILLS, pause, Random(seed))
+    kills = run_with_kills(config, directory / "killed" / "run", KILLS, pause, Random(seed))
+    assert kills == KILLS, "the run ended before it was killed: give it more steps"
     assert_same(directory / "undisturbed" / "run", directory / "killed" / "run")

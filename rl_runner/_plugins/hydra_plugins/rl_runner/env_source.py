@@ -1,6 +1,7 @@
 """`env=<any Gymnasium id>` without a YAML file: a config source that answers where no file does."""
 
 import re
+import sys
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -37,6 +38,8 @@ class GymnasiumSource(ConfigSource):
             return [] if results_filter == ObjectType.CONFIG else ["env"]
         if results_filter == ObjectType.GROUP:
             return []
+        if not {"-sc", "--shell-completion"} & set(sys.argv):
+            return ["any Gymnasium id"]  # in the help, which does not wait for gymnasium's import
         from rl_runner.env_ids import known_ids
 
         return known_ids()
