@@ -64,7 +64,7 @@ def draw(rng: Random, compiled: bool) -> list[str]:
     words += [f"replay.capacity={rng.choice([150, 1000, 100_000])}", f"replay.n_step={rng.choice([1, 3])}"]
     words += [f"replay.deduplicate={rng.choice(['true', 'false'])}", f"env.frame_stack={rng.choice([1, 1, 2])}"]
     words += [f"replay.storage={rng.choice(['memory', 'memmap'])}"]
-    words += [f"optimizer={rng.choice(['adam', 'adamw', 'rmsprop', 'sgd'])}"]
+    words += [f"optimizer={rng.choice(['adam', 'adamw', 'rmsprop', 'sgd'])}", "algo.max_grad_norm=1"]  # or SGD diverges
     words += [f"accelerate={'compile' if compiled and rng.random() < 1 / 3 else 'eager'}"]
     return [*words, f"algo.noise={rng.choice(['ou', 'gaussian'])}"] if algo == "ddpg" else words
 
