@@ -41,6 +41,9 @@ def compose_and_run(words: list[str]) -> None:
 
     from rl_runner.compose import CONFIGS, REFUSALS, train_job
 
+    arguments, unknown = get_args_parser().parse_known_args(words)
+    if unknown:
+        raise UserError(f"no such option: {' '.join(unknown)}; see rl-runner --help")
     sys.argv[1:] = words
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them, so that they can be explained
     try:
@@ -48,7 +51,7 @@ def compose_and_run(words: list[str]) -> None:
     except REFUSALS as error:
         from rl_runner.diagnose import explain
 
-        raise explain(get_args_parser().parse_args(words), error) from error
+        raise explain(arguments, error) from error
 
 
 if __name__ == "__main__":

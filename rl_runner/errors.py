@@ -1,7 +1,9 @@
 """The ways in which a command can end other than well."""
 
+import argparse
 import sys
 import traceback
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -18,6 +20,13 @@ class Interrupted(Exception):  # noqa: N818
     def __init__(self, signum: int):
         super().__init__(f"interrupted by signal {signum}")
         self.signum = signum
+
+
+class Parser(argparse.ArgumentParser):
+    """A sub-command's arguments; a mistake in them is one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def tell(error: BaseException) -> int:

@@ -1,6 +1,5 @@
 """`rl-runner export DIR`: writes the policy of a run's newest checkpoint as one file that needs PyTorch alone."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from rl_runner.config import load_config
 from rl_runner.envs import EVAL_LIMIT, Envs
-from rl_runner.errors import RunFailed
+from rl_runner.errors import Parser, RunFailed
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CONFIG, POLICY
 from rl_runner.saved_policy import load
@@ -22,7 +21,7 @@ MAX_CHECKED = 256  # observations of an episode
 
 def main(argv: list[str]) -> Path:
     """Export a policy, check that the file acts as the agent does, and say how to use it; the file."""
-    parser = argparse.ArgumentParser(prog="rl-runner export", description=__doc__)
+    parser = Parser(prog="rl-runner export", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
     parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")

@@ -1,14 +1,14 @@
 """`rl-runner resume DIR [key=value ...]`: goes on with a run or a sweep where it stopped, or beyond its end."""
 
-import argparse
 from pathlib import Path
 
+from rl_runner.errors import Parser
 from rl_runner.rundir import CONFIG, SWEEP
 
 
 def main(argv: list[str]) -> None:
     """Continue a run or all of a sweep; overrides may change what was not learned from, such as total_steps."""
-    parser = argparse.ArgumentParser(prog="rl-runner resume", description=__doc__)
+    parser = Parser(prog="rl-runner resume", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory, or the sweep's")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="total_steps=N extends the run")
     arguments = parser.parse_args(argv)

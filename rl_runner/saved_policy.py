@@ -1,6 +1,5 @@
 """`rl-runner eval DIR`: evaluates the policy of a run's newest checkpoint anew, and records a video of it."""
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from rl_runner import checkpoint
 from rl_runner.config import Config, load_config
 from rl_runner.envs import EVAL_LIMIT, make, spec_of
-from rl_runner.errors import UserError
+from rl_runner.errors import Parser, UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
@@ -23,9 +22,9 @@ from rl_runner.spaces import action_map
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Evaluate a saved policy and print how it did; the `eval/*` metrics and the return of each episode."""
-    parser = argparse.ArgumentParser(prog="rl-runner eval", description=__doc__)
+    parser = Parser(prog="rl-runner eval", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
-    parser.add_argument("--episodes", type=_positive, help="how many; as many as its final evaluation if not given")
+    parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
     parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
     parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
     arguments = parser.parse_args(argv)
@@ -79,7 +78,7 @@ def record(agent: Agent, config: Config, folder: Path, step: int) -> Path:
     return folder / f"{name}-episode-0.mp4"
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
     if (value := int(text)) < 1:
         raise ValueError
     return value

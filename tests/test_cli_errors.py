@@ -49,6 +49,12 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["accelerate=cudagraph needs a CUDA device; use accelerate=compile or auto"],
             marks=NO_CUDA,
         ),
+        ("--foo", ["no such option: --foo; see rl-runner --help"]),
+        (
+            "eval . --episodes 0",
+            ["rl-runner eval: argument --episodes: invalid positive_number value: '0'; see rl-runner eval --help"],
+        ),
+        ("resume --foo .", ["rl-runner resume: unrecognized arguments: --foo; see rl-runner resume --help"]),
         ("algo=sca", ["algo=sca: no such algo; did you mean sac?"]),
         ("optimizer=adm", ["optimizer=adm: no such optimizer; did you mean adam?"]),
         ("env=Pendulm-v1", ["env=Pendulm-v1: no such environment; did you mean Pendulum-v1?"]),

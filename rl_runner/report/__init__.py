@@ -1,12 +1,10 @@
 """Reports over runs: `rl-runner report DIR...` turns run directories into one page with the answer."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from rl_runner.errors import UserError
+from rl_runner.errors import Parser
 from rl_runner.report.build import Findings, find, write
 from rl_runner.report.markdown import markdown
 from rl_runner.report.reference import Reference, read_reference
@@ -45,14 +43,9 @@ def default_title(directories: Sequence[Path]) -> str:
     return f"Report: {', '.join(directory.resolve().name for directory in directories)}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
 def main(argv: Sequence[str]) -> int:
     """The command line of `rl-runner report`; prints the conclusions and the page's place."""
-    parser = _Parser(prog="rl-runner report", description="Turn runs and sweeps into one page with the answer.")
+    parser = Parser(prog="rl-runner report", description="Turn runs and sweeps into one page with the answer.")
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
     parser.add_argument("--title", help="the page's title")

@@ -1,0 +1,64 @@
+"""Makes the tables and pictures of docs/results.md from small copies of the runs behind them.
+
+    python docs/results/publish.py NAME SWEEP_DIR...   copy what table NAME needs of finished runs, then make the page
+    python docs/results/publish.py                     make the page anew from the copies
+
+Beside this file, NAME/RUN/ holds each run's config.yaml, result.json and those rows of metrics.jsonl that have an
+evaluation, and NAME.png the learning curves. In docs/results.md a table stands between `<!-- NAME -->` and
+`<!-- end -->`; `<!-- NAME eval/exact_return -->` makes it of another score.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rl_runner.report import SCORE
+from rl_runner.report.build import find, write
+from rl_runner.report.markdown import markdown
+from rl_runner.report.reference import Reference, read_reference
+from rl_runner.rundir import CONFIG, METRICS, RESULT
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "results.md"
+TABLE = re.compile(r"(<!-- (\w+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def copy_runs(name: str, sweep: Path) -> int:
+    """Copy every finished run of a sweep, thinned; how many they were."""
+    results = sorted(sweep.glob(f"*/{RESULT}"))
+    for result in results:
+        copy = HERE / name / result.parent.name
+        copy.mkdir(parents=True, exist_ok=True)
+        shutil.copy(result, copy)
+        shutil.copy(result.with_name(CONFIG), copy)
+        rows = result.with_name(METRICS).read_text().splitlines(keepends=True)
+        (copy / METRICS).write_text(
+            "".join(row for row in rows if any(tag.startswith("eval/") for tag in json.loads(row)))
+        )
+    return len(results)
+
+
+def made(name: str, tag: str) -> str:
+    """The table, the conclusions and the picture of a set of copies, as Markdown."""
+    published = HERE / f"{name}_reference.json"  # published scores to set beside
+    reference = read_reference(published, []) if published.exists() else Reference()
+    findings = find([HERE / name], tag, reference)
+    with TemporaryDirectory() as scratch:
+        write(findings, Path(scratch), name)
+        shutil.copy(Path(scratch) / "curves.png", HERE / f"{name}.png")
+    return markdown(findings, HERE / f"{name}.png", PAGE.parent)
+
+
+def main(words: list[str]) -> None:
+    if words:
+        name, *sweeps = words
+        print(f"{sum(copy_runs(name, Path(sweep)) for sweep in sweeps)} finished runs copied")
+    page = TABLE.sub(lambda found: f"{found[1]}{made(found[2], found[3] or SCORE)}{found[4]}", PAGE.read_text())
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
