@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from rl_runner.checkpoint import Checkpoints, log_of
 from rl_runner.envs import Spec
+from rl_runner.persistence.checkpoint import Checkpoints, log_of
 from rl_runner.replay import UniformReplay
 
 ROWS, NEW_ROWS, REPEATS = 1_000_000, 10_000, 12
@@ -60,7 +60,7 @@ def measure_new_rows(directory: Path) -> None:
 
 
 def measure_schedule(directory: Path, seconds: float) -> None:
-    from rl_runner.compose import CONFIGS, parse_composed
+    from rl_runner.config.compose import CONFIGS, parse_composed
     from rl_runner.run import run
 
     sys.path.insert(0, str(CONFIGS.parent / "rl_runner" / "_plugins"))

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rl_runner.envs.spaces import Spec
 from rl_runner.networks import num_features
-from rl_runner.spaces import Spec
 
 Product = tuple[Tensor, Tensor]
 

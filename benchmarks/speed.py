@@ -71,15 +71,15 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     from floor import floor_ms
     from hydra import compose, initialize_config_dir
 
-    import rl_runner.compose as composing
+    import rl_runner.config.compose as composing
     from rl_runner.accelerate import build_update
-    from rl_runner.config import parse, plain
+    from rl_runner.config.schema import parse, plain
     from rl_runner.logger import Logger
     from rl_runner.machine import num_threads
     from rl_runner.run import build
     from rl_runner.train import train
 
-    sys.path.insert(0, str(Path(composing.__file__).parent / "_plugins"))
+    sys.path.insert(0, str(composing.PACKAGE / "_plugins"))
     overrides = [
         f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
         f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",

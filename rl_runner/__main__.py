@@ -39,7 +39,7 @@ def compose_and_run(words: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from rl_runner.compose import CONFIGS, REFUSALS, train_job
+    from rl_runner.config.compose import CONFIGS, REFUSALS, train_job
 
     arguments, unknown = get_args_parser().parse_known_args(words)
     if unknown:
@@ -49,7 +49,7 @@ def compose_and_run(words: list[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(train_job)()
     except REFUSALS as error:
-        from rl_runner.diagnose import explain
+        from rl_runner.config.diagnose import explain
 
         raise explain(arguments, error) from error
 

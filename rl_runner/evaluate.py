@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_runner import exact
-from rl_runner.config import EnvConfig
+from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.protocols import Agent
 from rl_runner.seeding import generator

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_runner.config import load_config
+from rl_runner.config.schema import load_config
 from rl_runner.envs import EVAL_LIMIT, Envs
+from rl_runner.envs.spaces import action_map
 from rl_runner.errors import Parser, RunFailed
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CONFIG, POLICY
 from rl_runner.saved_policy import load
-from rl_runner.spaces import action_map
 
 MAX_CHECKED = 256  # observations of an episode
 

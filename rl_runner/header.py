@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rl_runner.config import Config, written_values
+from rl_runner.config.schema import Config, written_values
 from rl_runner.envs import EVAL_LIMIT
 from rl_runner.train import Run
 

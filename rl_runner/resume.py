@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
 
         resume(arguments.directory, arguments.overrides)
     else:
-        from rl_runner.config import load_config
+        from rl_runner.config.schema import load_config
         from rl_runner.run import run
 
         run(load_config(arguments.directory / CONFIG, arguments.overrides), arguments.directory)

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_runner import accelerate, checkpoint, header, snapshot
-from rl_runner.checkpoint import Checkpoints, Saved
-from rl_runner.config import Config, factory, save_config, written_values
-from rl_runner.continuation import check_config, extends, finished, restore, rung
+from rl_runner import accelerate, header
+from rl_runner.config.schema import Config, factory, save_config, written_values
 from rl_runner.envs import Envs, Spec
 from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger
 from rl_runner.machine import facts, num_threads, resolve_device, versions
+from rl_runner.persistence import checkpoint, snapshot
+from rl_runner.persistence.checkpoint import Checkpoints, Saved
+from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
+from rl_runner.persistence.saver import Saver
+from rl_runner.persistence.session import Session
 from rl_runner.progress import Progress
 from rl_runner.protocols import Agent, Replay
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
-from rl_runner.saver import Saver
 from rl_runner.seeding import generator
-from rl_runner.session import Session
 from rl_runner.train import Run, crossed, train, updates_due
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rl_runner import durable
+from rl_runner.persistence import durable
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -8,16 +8,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_runner import checkpoint
-from rl_runner.config import Config, load_config
+from rl_runner.config.schema import Config, load_config
 from rl_runner.envs import EVAL_LIMIT, make, spec_of
+from rl_runner.envs.spaces import action_map
 from rl_runner.errors import Parser, UserError
 from rl_runner.evaluate import Evaluator
+from rl_runner.persistence import checkpoint
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
 from rl_runner.seeding import derive
-from rl_runner.spaces import action_map
 
 
 def main(argv: list[str]) -> dict[str, Any]:

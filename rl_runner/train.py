@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.envs import Envs, Spec
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages

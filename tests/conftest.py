@@ -18,8 +18,8 @@ from rl_runner.algos.ddpg import DDPG
 from rl_runner.algos.dqn import DQN
 from rl_runner.algos.sac import SAC
 from rl_runner.algos.td3 import TD3
-from rl_runner.compose import CONFIGS, parse_composed
-from rl_runner.config import Config
+from rl_runner.config.compose import CONFIGS, parse_composed
+from rl_runner.config.schema import Config
 from rl_runner.envs import Spec
 from rl_runner.networks import MLP
 

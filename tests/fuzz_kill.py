@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from test_kill import ENVS
 
 import rl_runner
-from rl_runner.compose import CONFIGS, parse_composed
-from rl_runner.config import Config
+from rl_runner.config.compose import CONFIGS, parse_composed
+from rl_runner.config.schema import Config
 from rl_runner.rundir import RESULT, read_json
 
 

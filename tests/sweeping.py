@@ -5,7 +5,7 @@ from pathlib import Path
 
 from killing import assert_same, newest_number
 
-from rl_runner.config import load_config
+from rl_runner.config.schema import load_config
 from rl_runner.run import run
 from rl_runner.rundir import CONFIG
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from rl_runner import accelerate, checkpoint, snapshot
-from rl_runner.checkpoint import Checkpoints, encode, log_of, newest, seal
-from rl_runner.config import Config
-from rl_runner.continuation import restore
+from rl_runner import accelerate
+from rl_runner.config.schema import Config
 from rl_runner.envs import Spec
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.persistence import checkpoint, snapshot
+from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal
+from rl_runner.persistence.continuation import restore
 from rl_runner.replay import UniformReplay
 from rl_runner.replay.rowlog import RowLog, verify
 from rl_runner.run import prepare

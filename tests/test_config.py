@@ -9,11 +9,11 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import PositiveInt
 
-from rl_runner.compose import CONFIGS
-from rl_runner.config import factory, load_config, save_config
+from rl_runner.config.compose import CONFIGS
+from rl_runner.config.problems import closest
+from rl_runner.config.schema import factory, load_config, save_config
+from rl_runner.config.targets import read_group, resolve
 from rl_runner.errors import UserError
-from rl_runner.problems import closest
-from rl_runner.targets import read_group, resolve
 
 TUNED = sorted(path.stem for path in (CONFIGS / "tuned").glob("*_*-v*.yaml"))
 
@@ -109,7 +109,7 @@ def test_factory_leaves_what_the_runner_wires_to_the_caller(configure):
         "torch.hub.load",
         "torch.nn.parallel.distributed.os.getcwd",
         "torch.optim.optimizer.functools.partial",
-        "rl_runner.config.yaml.safe_load",
+        "rl_runner.config.schema.yaml.safe_load",
         "rl_runner.rundir.os",
         "rl_runner.rundir.RESULT",
         "torch.nn",

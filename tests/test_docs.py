@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_runner.accelerate import build_update
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.run import build
 from rl_runner.train import train, training_row
 

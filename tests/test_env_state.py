@@ -9,9 +9,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_runner.config import EnvConfig
-from rl_runner.env_state import ActionHistory, probe
+from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import Envs
+from rl_runner.envs.state import ActionHistory, probe
 
 
 class Careless(gym.Env):

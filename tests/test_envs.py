@@ -6,12 +6,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_runner import env_ids
-from rl_runner.config import EnvConfig
+from rl_runner.config import env_ids
+from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import Envs, make, spec_of
+from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.seeding import derive
-from rl_runner.spaces import action_map
 
 
 class Counter(gym.Env):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_runner.config import EnvConfig
+from rl_runner.config.schema import EnvConfig
 from rl_runner.evaluate import Episode, Evaluator, q_bias
 
 GAMMA = 0.5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sweeping import Ended
 
-from rl_runner.compose import CONFIGS
+from rl_runner.config.compose import CONFIGS
 
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rl_runner import export
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.run import run
 from rl_runner.saved_policy import load

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from killing import assert_same, run_to_the_end, run_with_kills
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.rundir import METRICS
 
 KILLS = 5

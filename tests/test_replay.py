@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from rl_runner.config.targets import read_group
 from rl_runner.envs import Spec
 from rl_runner.errors import UserError
 from rl_runner.replay import Batch, LastReplay, PrioritizedReplay, UniformReplay, bytes_per_transition, check_memory
-from rl_runner.targets import read_group
 
 Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # obs, action, reward, terminated, truncated, next_obs
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 
-from rl_runner.config import EnvConfig
+from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import Envs
 from rl_runner.networks import MLP
 from rl_runner.replay import PrioritizedReplay, UniformReplay

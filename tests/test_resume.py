@@ -19,13 +19,13 @@ from gymnasium import spaces
 from killing import assert_same, kill, rows, start
 
 from rl_runner import resume, saved_policy
-from rl_runner.checkpoint import newest, seal
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.persistence.checkpoint import newest, seal
+from rl_runner.persistence.saver import Saver
+from rl_runner.persistence.session import Session
 from rl_runner.run import run
 from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, read_json
-from rl_runner.saver import Saver
-from rl_runner.session import Session
 
 TINY = (
     "tuned=none", "learning_starts=40", "total_steps=240", "checkpoint_every=50", "log_every=20", "eval_every=60",

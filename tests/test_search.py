@@ -11,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeping import Ended
 
-from rl_runner.config import Config, save_config
+from rl_runner.config.schema import Config, save_config
 from rl_runner.errors import Interrupted, UserError
 from rl_runner.report import write_report
 from rl_runner.rundir import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json

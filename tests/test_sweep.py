@@ -14,7 +14,7 @@ import pytest
 from mishaps import CURED
 from sweeping import TINY, Ended, checkpoints, only, same_as_alone
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
 from rl_runner.rundir import RESULT, read_json
 from rl_runner.sweep.board import duration

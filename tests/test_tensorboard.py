@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
 from rl_runner.run import run
 
 SHORT = ("learning_starts=40", "log_every=20", "eval_every=40", "eval_episodes=1", "final_eval_episodes=1")

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rl_runner.__main__ import main
-from rl_runner.config import EnvConfig, RunLevel
+from rl_runner.config.schema import EnvConfig, RunLevel
 
 NUMBERS = ["seed", "total_steps", "num_envs", "eval_episodes", "algo.batch_size", "algo.gamma", "optimizer.lr"]
 KEYS = [*RunLevel.model_fields, *(f"env.{name}" for name in EnvConfig.model_fields), "algo.tau", "replay.capacity"]

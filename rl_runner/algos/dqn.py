@@ -13,10 +13,10 @@ from rl_runner.explore import epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
 from rl_runner.networks import NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, build, hard_copy, minimize, polyak
+from rl_runner.persistence.state import pack, unpack
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
-from rl_runner.state import pack, unpack
 
 
 class DQN:

@@ -12,10 +12,10 @@ from rl_runner.envs import Spec
 from rl_runner.explore import GaussianNoise
 from rl_runner.networks import Critics, DeterministicActor, NetworkFactory
 from rl_runner.optim import OptimizerFactory, build, minimize, polyak
+from rl_runner.persistence.state import pack, unpack
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
-from rl_runner.state import pack, unpack
 
 
 class TD3:

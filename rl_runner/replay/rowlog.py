@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_runner import durable
+from rl_runner.persistence import durable
 from rl_runner.replay.ring import Ring
 
 FILES_PER_WINDOW = 64

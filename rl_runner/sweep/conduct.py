@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config import Config, load_config
+from rl_runner.config.schema import Config, load_config
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import num_threads
+from rl_runner.persistence.session import LOCK, lock
 from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json, write_json
-from rl_runner.session import LOCK, lock
 from rl_runner.sweep.board import Board
 from rl_runner.sweep.crew import Crew
 from rl_runner.sweep.engine import Engine, engine

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 
 from rl_runner.errors import Interrupted
-from rl_runner.session import held
+from rl_runner.persistence.session import held
 from rl_runner.sweep.board import Board
 from rl_runner.sweep.engine import Engine, Worker
 from rl_runner.sweep.jobs import Job

@@ -4,9 +4,9 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, Protocol
 
+from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import UserError
 from rl_runner.sweep.jobs import Job
-from rl_runner.targets import factory, read_group
 
 PACKAGE = "rl_runner.sweep."
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config import Config, save_config
+from rl_runner.config.schema import Config, save_config
 from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 
 LOG = "log.txt"

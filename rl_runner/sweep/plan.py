@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
+from rl_runner.config.targets import resolve
+from rl_runner.config.validate import env_spec
 from rl_runner.replay import bytes_per_transition
 from rl_runner.rundir import CONFIG, RESULT, read_json
 from rl_runner.sweep.board import duration
 from rl_runner.sweep.jobs import Job
-from rl_runner.targets import resolve
 from rl_runner.train import updates_due
-from rl_runner.validate import env_spec
 
 # What decides how long an environment step takes.
 PACE = ("env", "network", "num_envs", "update_every", "updates", "device", "threads", "accelerate", "precision")

@@ -9,7 +9,8 @@ from typing import Annotated, Any, NamedTuple
 from hydra.core.override_parser.types import IntervalSweep, Override
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from rl_runner.config import Config
+from rl_runner.config.schema import Config
+from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import UserError
 from rl_runner.report.load import read_curves
 from rl_runner.rundir import METRICS, RESULT, SEARCH, read_json, write_json
@@ -18,7 +19,6 @@ from rl_runner.sweep.conduct import conclude, owned, remember, threads_of
 from rl_runner.sweep.crew import Crew
 from rl_runner.sweep.engine import engine
 from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory
-from rl_runner.targets import factory, read_group
 
 try:
     import optuna

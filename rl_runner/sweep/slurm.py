@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.session import held
+from rl_runner.persistence.session import held
 from rl_runner.sweep.jobs import LOG, Job, content_hash
 
 try:

@@ -40,7 +40,7 @@ class GymnasiumSource(ConfigSource):
             return []
         if not {"-sc", "--shell-completion"} & set(sys.argv):
             return ["any Gymnasium id"]  # in the help, which does not wait for gymnasium's import
-        from rl_runner.env_ids import known_ids
+        from rl_runner.config.env_ids import known_ids
 
         return known_ids()
 

@@ -22,7 +22,7 @@ class GridSweeper(Sweeper):
         self.master, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.diagnose import validate_jobs
+        from rl_runner.config.diagnose import validate_jobs
         from rl_runner.sweep.conduct import sweep
 
         jobs = grid(parse(arguments, self.params))
@@ -40,7 +40,7 @@ class OptunaSweeper(Sweeper):
         self.master, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.diagnose import validate_jobs
+        from rl_runner.config.diagnose import validate_jobs
         from rl_runner.sweep.search import search, space_of
 
         overrides = parse(arguments, self.params)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_runner.config import Config, EnvConfig, Parsed
+from rl_runner.config.schema import Config, EnvConfig, Parsed
+from rl_runner.config.targets import factory
 from rl_runner.errors import UserError
-from rl_runner.targets import factory
 
 if TYPE_CHECKING:
-    from rl_runner.spaces import Spec
+    from rl_runner.envs.spaces import Spec
 
 Targets = Mapping[str, Callable[..., Any]]
 FITTING = {"discrete": "algo=dqn or ddqn", "continuous": "algo=sac, td3 or ddpg"}
@@ -41,7 +41,7 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
 @functools.cache  # the jobs of a sweep share their environments
 def env_spec(env_json: str) -> "Spec":
     """What an agent may know of an environment, from its config as JSON."""
-    from rl_runner.spaces import make, spec_of
+    from rl_runner.envs.spaces import make, spec_of
 
     env = EnvConfig.model_validate_json(env_json)
     made = make(env)

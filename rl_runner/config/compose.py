@@ -12,15 +12,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rl_runner.config.problems import unknown_choice
 from rl_runner.errors import UserError, tell
-from rl_runner.problems import unknown_choice
 from rl_runner.rundir import attempts
 
 if TYPE_CHECKING:
-    from rl_runner.config import Config, Parsed
+    from rl_runner.config.schema import Config, Parsed
 
 # Where the YAML lies: in an installed package, or beside it in a checkout.
-CONFIGS = next(p for p in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if p.is_dir())
+PACKAGE = Path(__file__).parents[1]
+CONFIGS = next(place for place in (PACKAGE / "configs", PACKAGE.parent / "configs") if place.is_dir())
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 CHOICES = ("algo", "env", "network", "optimizer", "replay", "tuned")
@@ -61,7 +62,7 @@ class BeforeRun(Callback):
 
 def validate_composed(composed: DictConfig) -> "Config":
     """The config that Hydra composed, its own node included; UserError with one line for every problem."""
-    from rl_runner.validate import validate
+    from rl_runner.config.validate import validate
 
     HydraConfig.instance().set_config(composed)  # for values that interpolate it
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -70,7 +71,7 @@ def validate_composed(composed: DictConfig) -> "Config":
 
 def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
     """The values as far as they are sound, and the names of the files that they came from."""
-    from rl_runner.config import parse, plain
+    from rl_runner.config.schema import parse, plain
 
     values, written = plain(composed)
     chosen = {group: str(name) for group, name in hydra.runtime.choices.items() if group in CHOICES}

@@ -3,11 +3,11 @@
 import time
 from typing import Any
 
-from rl_runner import snapshot
-from rl_runner.checkpoint import Checkpoints
 from rl_runner.errors import Interrupted
 from rl_runner.logger import Logger
-from rl_runner.session import Session
+from rl_runner.persistence import snapshot
+from rl_runner.persistence.checkpoint import Checkpoints
+from rl_runner.persistence.session import Session
 from rl_runner.train import Run, crossed
 
 SECONDS = 60.0  # between checkpoints

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rl_runner.envs.spaces import one_line
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.rundir import STATUS, write_json
-from rl_runner.spaces import one_line
 
 LOCK = ".lock"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

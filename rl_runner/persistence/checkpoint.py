@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rl_runner import durable
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.persistence import durable
 from rl_runner.replay import rowlog
 from rl_runner.replay.rowlog import RowLog
 

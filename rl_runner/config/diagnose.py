@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from rl_runner.compose import CHOICES, CONFIGS, REFUSALS, validate_composed
-from rl_runner.config import Config
+from rl_runner.config.compose import CHOICES, CONFIGS, REFUSALS, validate_composed
+from rl_runner.config.problems import flat_keys, override_problem
+from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
-from rl_runner.problems import flat_keys, override_problem
 
 Compose = Callable[[Sequence[str]], DictConfig]
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_runner import snapshot
-from rl_runner.checkpoint import Saved
-from rl_runner.config import Config, EnvConfig, written_values
-from rl_runner.env_state import probe
+from rl_runner.config.schema import Config, EnvConfig, written_values
+from rl_runner.envs.state import probe
 from rl_runner.errors import UserError
 from rl_runner.machine import resolve_device
+from rl_runner.persistence import snapshot
+from rl_runner.persistence.checkpoint import Saved
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.rundir import RESULT, STATUS, read_json
 from rl_runner.train import Run, exploration

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 
+from rl_runner.config.problems import flat_keys, override_problem, value_problems
+from rl_runner.config.targets import Strict, factory, import_plugins, read_group
 from rl_runner.errors import UserError
-from rl_runner.problems import flat_keys, override_problem, value_problems
-from rl_runner.targets import Strict, factory, import_plugins, read_group
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
 

@@ -13,11 +13,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformObservation
 
-from rl_runner import env_ids
+from rl_runner.config import env_ids
 from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
-    from rl_runner.config import EnvConfig
+    from rl_runner.config.schema import EnvConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from rl_runner.config.problems import value_problems
 from rl_runner.errors import UserError
-from rl_runner.problems import value_problems
 
 ALLOWED = ("rl_runner.", "torch.optim.", "torch.nn.")
 

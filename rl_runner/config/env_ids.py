@@ -6,7 +6,7 @@ import importlib.util
 import gymnasium as gym
 from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
-from rl_runner.problems import closest, did_you_mean
+from rl_runner.config.problems import closest, did_you_mean
 
 # Namespaces that register their ids only when their module is imported: (module, extra).
 NAMESPACES = {"ALE": ("ale_py", "atari")}

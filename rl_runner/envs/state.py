@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from rl_runner.envs.spaces import action_map, make, one_line
 from rl_runner.errors import RunFailed
 from rl_runner.seeding import derive
-from rl_runner.spaces import action_map, make, one_line
 
 if TYPE_CHECKING:
-    from rl_runner.config import EnvConfig
+    from rl_runner.config.schema import EnvConfig
 
 PROBE_STEPS, PROBE_RESETS = 50, 6
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # rewards are stored as float32

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_runner.env_state import ActionHistory, SeededEnv
+from rl_runner.envs.spaces import action_map, spec_of
+from rl_runner.envs.state import ActionHistory, SeededEnv
 from rl_runner.errors import RunFailed
-from rl_runner.spaces import Spec, action_map, make, spec_of
 
 if TYPE_CHECKING:
-    from rl_runner.config import EnvConfig
-
-__all__ = ["EVAL_LIMIT", "Envs", "Spec", "Step", "make", "spec_of"]
+    from rl_runner.config.schema import EnvConfig
 
 EVAL_LIMIT = 1000  # steps after which evaluation cuts the episodes of an environment without a time limit
 
