@@ -72,7 +72,7 @@ class CpuGraphs:
         calls = self.calls.setdefault(flags, [])
         if len(calls) < WARM_UP:
             calls.append(self.last)
-            if len(calls) == WARM_UP and _repeatable(calls):
+            if len(calls) == WARM_UP and _repeatable(calls, result):
                 self.direct[flags] = _direct(self.last, tensors, result)
         return result
 
@@ -88,9 +88,9 @@ class CpuGraphs:
         return call
 
 
-def _repeatable(calls: list[Call]) -> bool:
-    """Whether Dynamo found the same graph each time: it did not if the function read something that changes."""
-    return all(call.graph is calls[0].graph for call in calls)
+def _repeatable(calls: list[Call], result: Result) -> bool:
+    """Whether Dynamo found the same graph each time, which it does not if something changes, and added nothing to it."""
+    return all(call.graph is calls[0].graph for call in calls) and any(out is result[1] for out in calls[-1].outputs)
 
 
 def _direct(call: Call, tensors: list[Tensor], result: Result) -> Direct:

@@ -56,8 +56,12 @@ def main(words: list[str]) -> None:
     if words:
         name, *sweeps = words
         print(f"{sum(copy_runs(name, Path(sweep)) for sweep in sweeps)} finished runs copied")
-    page = TABLE.sub(lambda found: f"{found[1]}{made(found[2], found[3] or SCORE)}{found[4]}", PAGE.read_text())
-    PAGE.write_text(page)
+    PAGE.write_text(TABLE.sub(_remade, PAGE.read_text()))
+
+
+def _remade(found: re.Match[str]) -> str:
+    start, name, tag, end = found.groups()
+    return f"{start}{made(name, tag or SCORE)}{end}" if (HERE / name).is_dir() else found[0]
 
 
 if __name__ == "__main__":
