@@ -89,7 +89,7 @@ class CpuGraphs:
 
 
 def _repeatable(calls: list[Call], result: Result) -> bool:
-    """Whether Dynamo found the same graph each time, which it does not if something changes, and added nothing to it."""
+    """Whether Dynamo found the same graph each time, as it does unless something changes, and added nothing to it."""
     return all(call.graph is calls[0].graph for call in calls) and any(out is result[1] for out in calls[-1].outputs)
 
 
