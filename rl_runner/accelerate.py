@@ -1,8 +1,9 @@
-"""Speed from outside: any agent's update, eager or as one graph; knows no algorithm.
+"""Speed from outside: any agent's update and its choice of actions, eager or as graphs; knows no algorithm.
 
-A graph holds the whole update: gathering from the replay, targets, losses, gradients, optimizers, target networks and
+One graph holds the whole update: gathering from the replay, targets, losses, gradients, optimizers, target networks and
 new priorities. Random numbers are drawn outside it, because a graph's own would differ from eager ones.
-An agent can be captured if it has a `learn(batch, *noise)` method of tensors that its `update(batch, step)` calls.
+An agent can be captured if it has a `learn(batch, *noise)` method of tensors that its `update(batch, step)` calls; its
+choice of actions too, if `explore` calls a `behave(obs, *noise)`.
 """
 
 import os
@@ -41,7 +42,10 @@ def choose(wanted: str, agent: Agent, replay: Replay, device: torch.device, num_
 
 
 def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode) -> Update:
-    """A function that does one update at the given environment step and adds its metrics to `averages`."""
+    """A function that does one update at the given environment step and adds its metrics to `averages`.
+
+    With a graph, the agent then explores by a graph, too.
+    """
     return _eager(agent, replay, averages) if mode == "eager" else _graph(agent, replay, averages, mode)
 
 
@@ -68,10 +72,10 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
     torch._dynamo.config.trace_autograd_ops = True
     # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
     os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
-    if mode == "cudagraph":
-        agent.learn = CudaGraphs(whole_update)
-    else:
-        agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else CpuGraphs(whole_update)
+    graphs = CudaGraphs if mode == "cudagraph" else CpuGraphs
+    agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else graphs(whole_update)
+    if hasattr(agent, "behave"):
+        agent.behave = graphs(agent.behave)
 
     def update(step: int) -> None:
         averages.add(*agent.update(replay.draw(agent.batch_size, step), step))

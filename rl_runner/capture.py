@@ -1,4 +1,4 @@
-"""A compiled update without the cost of calling it: past Dynamo on a CPU, as CUDA graphs on a GPU.
+"""Compiled functions without the cost of calling them: past Dynamo on a CPU, as CUDA graphs on a GPU.
 
 Before each call Dynamo checks that nothing has changed on which its graph depends, and rebuilds Python's view of it:
 70 µs, a fifth of a small network's update. Parameters, optimizer states and replay columns are written in place, so
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Result = tuple[tuple[str, ...], Tensor]  # tags and a value for each
+Result = Tensor | tuple[tuple[str, ...], Tensor]  # or tags and a value for each
 Flags = tuple[Any, ...]  # the arguments that are no tensors; each combination has a graph of its own
 WARM_UP = 3  # calls through Dynamo before the capture
 # The wrapper around the kernels in C++ too, and without checks of shapes that cannot change: 40 µs less a call.
@@ -24,10 +24,18 @@ def compiled(function: Callable[..., Result], backend: Any = "inductor") -> Call
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
-def tensors_and_flags(drawn: Sequence[Tensor], rest: Sequence[Any]) -> tuple[list[Tensor], Flags]:
-    """The arguments of an update, parted."""
-    tensors = [*drawn, *(argument for argument in rest if isinstance(argument, Tensor))]
-    return tensors, tuple(argument for argument in rest if not isinstance(argument, Tensor))
+def tensors_and_flags(arguments: Sequence[Any]) -> tuple[list[Tensor], Flags]:
+    """Arguments, parted: tensors, those in tuples too, and whatever else."""
+    tensors: list[Tensor] = []
+    flags = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            tensors.append(argument)
+        elif isinstance(argument, tuple):
+            tensors.extend(argument)
+        else:
+            flags.append(argument)
+    return tensors, tuple(flags)
 
 
 class Call(NamedTuple):
@@ -45,18 +53,22 @@ class Direct:
     graph: Callable[..., Sequence[Any]]
     inputs: list[Any]
     arguments: list[tuple[int, int]]  # (position among the inputs, position among the arguments)
-    tags: tuple[str, ...]
-    values: int  # position among the outputs
+    tags: tuple[str, ...] | None
+    value: int  # position among the outputs
 
     def __call__(self, tensors: list[Tensor]) -> Result:
         inputs = self.inputs
         for place, argument in self.arguments:
             inputs[place] = tensors[argument]
-        return self.tags, self.graph(*inputs)[self.values]
+        value = self.graph(*inputs)[self.value]
+        return value if self.tags is None else (self.tags, value)
 
 
 class CpuGraphs:
-    """A compiled function of tensors and flags, called directly where repeated calls needed the same graph."""
+    """A compiled function of tensors and flags, called directly where repeated calls needed the same graph.
+
+    Tensors of another shape would need another graph: there may be one for each combination of flags only.
+    """
 
     def __init__(self, function: Callable[..., Result]):
         self.function = compiled(function, self._compile)
@@ -64,11 +76,11 @@ class CpuGraphs:
         self.direct: dict[Flags, Direct] = {}
         self.last: Call
 
-    def __call__(self, drawn: Sequence[Tensor], *rest: Any) -> Result:
-        tensors, flags = tensors_and_flags(drawn, rest)
+    def __call__(self, *arguments: Any) -> Any:
+        tensors, flags = tensors_and_flags(arguments)
         if direct := self.direct.get(flags):
             return direct(tensors)
-        result = self.function(drawn, *rest)
+        result = self.function(*arguments)
         calls = self.calls.setdefault(flags, [])
         if len(calls) < WARM_UP:
             calls.append(self.last)
@@ -90,13 +102,18 @@ class CpuGraphs:
 
 def _repeatable(calls: list[Call], result: Result) -> bool:
     """Whether Dynamo found the same graph each time, as it does unless something changes, and added nothing to it."""
-    return all(call.graph is calls[0].graph for call in calls) and any(out is result[1] for out in calls[-1].outputs)
+    first, *_, last = calls
+    return all(call.graph is first.graph for call in calls) and any(out is _value(result) for out in last.outputs)
 
 
 def _direct(call: Call, tensors: list[Tensor], result: Result) -> Direct:
     arguments = [(i, k) for i, given in enumerate(call.inputs) for k, tensor in enumerate(tensors) if given is tensor]
-    tags, values = result
-    return Direct(call.graph, list(call.inputs), arguments, tags, [out is values for out in call.outputs].index(True))
+    value = [out is _value(result) for out in call.outputs].index(True)
+    return Direct(call.graph, list(call.inputs), arguments, None if isinstance(result, Tensor) else result[0], value)
+
+
+def _value(result: Result) -> Tensor:
+    return result if isinstance(result, Tensor) else result[1]
 
 
 class CudaGraphs:
@@ -112,28 +129,37 @@ class CudaGraphs:
         self.graphs: dict[Flags, tuple[torch.cuda.CUDAGraph, list[Tensor], Result]] = {}
         self.stream = torch.cuda.Stream()
 
-    def __call__(self, drawn: Sequence[Tensor], *rest: Any) -> Result:
-        tensors, flags = tensors_and_flags(drawn, rest)
+    def __call__(self, *arguments: Any) -> Any:
+        tensors, flags = tensors_and_flags(arguments)
         self.calls[flags] = self.calls.get(flags, 0) + 1
         if self.calls[flags] <= WARM_UP:
-            return self._on_side_stream(drawn, rest)
+            return self._on_side_stream(arguments)
         if flags not in self.graphs:
             buffers = [tensor.to("cuda", copy=True) for tensor in tensors]
-            remaining = iter(buffers)
-            drawn = tuple(next(remaining) for _ in drawn)
-            rest = tuple(next(remaining) if isinstance(argument, Tensor) else argument for argument in rest)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
-                result = self.function(drawn, *rest)
+                result = self.function(*_with_tensors(arguments, buffers))
             self.graphs[flags] = graph, buffers, result
         graph, buffers, result = self.graphs[flags]
         torch._foreach_copy_(buffers, tensors)
         graph.replay()
         return result
 
-    def _on_side_stream(self, drawn: Sequence[Tensor], rest: Sequence[Any]) -> Result:
+    def _on_side_stream(self, arguments: Sequence[Any]) -> Result:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            result = self.function(drawn, *rest)
+            result = self.function(*arguments)
         torch.cuda.current_stream().wait_stream(self.stream)
         return result
+
+
+def _with_tensors(arguments: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The arguments with these tensors in place of their own."""
+    remaining = iter(tensors)
+
+    def replaced(argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(next(remaining) for _ in argument)
+        return next(remaining) if isinstance(argument, Tensor) else argument
+
+    return [replaced(argument) for argument in arguments]

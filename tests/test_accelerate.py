@@ -112,11 +112,21 @@ def assert_close(compiled: Any, eager: Any, rtol: float, atol: float) -> None:
 
 def learn(mode: str, agent: Any, replay: Any, updates: int) -> dict[str, float]:
     """The mean metrics of so many updates."""
+    return learn_and_act(mode, agent, replay, updates, None)[0]
+
+
+def learn_and_act(
+    mode: str, agent: Any, replay: Any, updates: int, obs: Tensor | None
+) -> tuple[dict[str, float], list[Tensor]]:
+    """The mean metrics of so many updates, and the actions to explore with after each."""
     averages = Averages()
     update = accelerate.build_update(agent, replay, averages, mode)
+    actions = []
     for i in range(updates):
         update(5 * i)
-    return averages.read()
+        if obs is not None:
+            actions.append(agent.explore(obs, 5 * i, torch.tensor([i == 0, i % 7 == 0])))
+    return averages.read(), actions
 
 
 @pytest.mark.parametrize(("name", "keys", "replay_keys"), CASES)
@@ -127,13 +137,16 @@ def test_compiled_is_eager(
     request.getfixturevalue("float64")
     keys = {"network": NETWORK, "optimizer": OPTIMIZERS["adam"]} | keys
     agent, eager = make_agent(name, **keys), make_agent(name, **keys)
-    metrics = learn("compile", agent, InDouble(replay), UPDATES)
-    eager_metrics = learn("eager", eager, InDouble(eager_replay), UPDATES)
+    obs = torch.randn(2, 3)
+    metrics, actions = learn_and_act("compile", agent, InDouble(replay), UPDATES, obs)
+    eager_metrics, eager_actions = learn_and_act("eager", eager, InDouble(eager_replay), UPDATES, obs)
 
+    torch.testing.assert_close(actions, eager_actions, rtol=1e-6, atol=1e-9)
+    assert agent.behave.direct, "acting went through Dynamo"
     assert_close(agent, eager, rtol=1e-6, atol=1e-9)
     assert_close(replay, eager_replay, rtol=1e-6, atol=1e-9)
     assert metrics == pytest.approx(eager_metrics, rel=1e-6)
-    assert_one_graph(graphs=2 if keys.get("policy_delay", 1) > 1 else 1)
+    assert_one_graph(acting=1, learning=2 if keys.get("policy_delay", 1) > 1 else 1)
     if name == "sac" and "log_std_min" not in keys:
         obs = torch.randn(100, 3)
         (_, log_std), (_, at_first) = agent.actor(obs), make_agent(name, **keys).actor(obs)
@@ -151,9 +164,9 @@ def test_the_first_update_in_single_precision(make_agent: Any) -> None:
     assert_one_graph()
 
 
-def assert_one_graph(graphs: int = 1) -> None:
+def assert_one_graph(acting: int = 0, learning: int = 1) -> None:
     """No recompilation, and no break: that would have raised under `fullgraph`."""
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == acting + learning
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

@@ -71,12 +71,18 @@ class DQN:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """ε-greedy actions `[N]`."""
-        return epsilon_greedy(self.act, obs, self.epsilon(step), self.num_actions, self.behaviour)
+        epsilon = self.epsilon(step)
+        return epsilon_greedy(lambda obs: self.behave(obs).cpu(), obs, epsilon, self.num_actions, self.behaviour)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """argmax_a Q(s, a), `[N]`."""
-        return self.q(obs.to(self.device)).argmax(dim=-1).cpu()
+        return self.greedy(obs).cpu()
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        return self.q(obs.to(self.device)).argmax(dim=-1)
+
+    behave = greedy
 
     @torch.no_grad()
     def critique(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

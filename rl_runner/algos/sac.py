@@ -82,9 +82,12 @@ class SAC:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """a ~ π(·|s), `[N, act]`."""
-        mean, log_std = self.actor(obs.to(self.device))
         noise = torch.randn(len(obs), self.action_dim, generator=self.behaviour)
-        return torch.tanh(mean.cpu() + log_std.cpu().exp() * noise)
+        return self.behave(obs, noise).cpu()
+
+    def behave(self, obs: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self.actor(obs.to(self.device))
+        return torch.tanh(mean + log_std.exp() * noise.to(self.device))
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:

@@ -81,7 +81,10 @@ class TD3:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """clip(μ(s) + noise), `[N, act]`."""
-        return (self.act(obs) + self.noise(first)).clamp(-1, 1)
+        return self.behave(obs, self.noise(first)).cpu()
+
+    def behave(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return (self.actor(obs.to(self.device)) + noise.to(self.device)).clamp(-1, 1)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Envs:
         example = self.envs[0]
         self.spec = spec_of(example, env.frame_stack)
         self._to_env_actions = action_map(example.action_space)
-        self._none_first = torch.zeros(num_envs, dtype=torch.bool)
+        self._none = torch.zeros(num_envs, dtype=torch.bool)  # shared by all steps, so never written
         self._obs_shape = (num_envs, *self.spec.obs_shape)
         self._obs_dtype = torch.empty(0, dtype=self.spec.obs_dtype).numpy().dtype
         dim = self.spec.action_dim
@@ -82,24 +82,24 @@ class Envs:
         actions = self._to_env_actions(self._history.append(action.numpy(force=True)))
         N = self.num_envs
         next_obs, reward = np.empty(self._obs_shape, self._obs_dtype), np.zeros(N, np.float32)
-        terminated, truncated = np.zeros(N, np.bool_), np.zeros(N, np.bool_)
-        ended: list[int] = []
+        ended: dict[int, bool] = {}  # environment: whether it terminated
         for i, env in enumerate(self._seeded):
             if not env.playing:
                 next_obs[i] = self.obs[i]
                 continue
-            next_obs[i], reward[i], terminated[i], truncated[i] = env.step(actions[i])
+            next_obs[i], reward[i], terminal, _ = env.step(actions[i])
             if not env.playing:
-                ended.append(i)
+                ended[i] = terminal
         self._check_finite(next_obs)
         self.obs = torch.from_numpy(next_obs)
-        self.first = self._none_first
-        step = Step(
-            self.obs, torch.from_numpy(reward), torch.from_numpy(terminated), torch.from_numpy(truncated),
-            [(self._seeded[i].total, self._seeded[i].length) for i in ended],
-        )  # fmt: skip
-        if ended:
-            self._after(ended)
+        self.first = self._none
+        if not ended:
+            return Step(self.obs, torch.from_numpy(reward), self._none, self._none, [])
+        terminated = torch.tensor([ended.get(i, False) for i in range(N)])
+        truncated = torch.tensor([not ended.get(i, True) for i in range(N)])
+        episodes = [(self._seeded[i].total, self._seeded[i].length) for i in ended]
+        step = Step(self.obs, torch.from_numpy(reward), terminated, truncated, episodes)
+        self._after(list(ended))
         return step
 
     def state_dict(self) -> dict[str, Any]:

@@ -65,14 +65,13 @@ class UniformReplay:
         self.ring.cut()
 
     def draw(self, batch_size: int, step: int) -> tuple[Tensor]:
-        """What is random in a batch: ring positions [B]."""
-        ring = self.ring
-        row = torch.randint(ring.window_start, ring.head, (batch_size,), generator=self._generator, device=self._device)
-        return (row % ring.layout.rows,)
+        """What is random in a batch: rows [B], counted since the run's start."""
+        oldest, end, stream = self.ring.window_start, self.ring.head, self._generator
+        return (torch.randint(oldest, end, (batch_size,), generator=stream, device=self._device),)
 
-    def gather(self, position: Tensor) -> Batch:
+    def gather(self, row: Tensor) -> Batch:
         """The transitions that `draw` chose; traceable."""
-        return self.ring.batch(position, torch.ones(position.shape, device=self._device))
+        return self.ring.batch(row % self.ring.layout.rows, torch.ones(row.shape, device=self._device))
 
     def prioritize(self, index: Tensor, td_error: Tensor) -> None:
         """Nothing: all transitions are equal."""
