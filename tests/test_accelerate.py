@@ -14,6 +14,8 @@ from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
 from rl_runner.replay import PrioritizedReplay, UniformReplay
+from rl_runner.run import build
+from rl_runner.train import train
 
 UPDATES = 50
 NETWORK = functools.partial(MLP, hidden=[8], activation="relu", layer_norm=False)
@@ -151,6 +153,21 @@ def test_compiled_is_eager(
         obs = torch.randn(100, 3)
         (_, log_std), (_, at_first) = agent.actor(obs), make_agent(name, **keys).actor(obs)
         assert log_std.mean() > at_first.mean() - 0.5, "the policy's standard deviation collapsed"
+
+
+def test_compiled_tables_are_eager_ones(configure: Any) -> None:
+    words = ("algo=q_learning", "algo.initial_q=0.5", "env=FrozenLake-v1", "num_envs=3")
+    words += ("total_steps=300", "eval_every=0", "log_every=300")
+    tables, rows = [], list[dict[str, float]]()
+    for mode in ("compile", "eager"):
+        run = build(configure(*words), None)
+        update = accelerate.build_update(run.agent, run.replay, run.averages, mode)
+        train(run, update, rows.append, lambda: None)
+        tables.append(run.agent.table)
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-12, atol=0)
+    assert (tables[0] < 0.5).sum() > 20, "nothing was learned"
+    assert rows[0]["values/q_mean"] == pytest.approx(rows[1]["values/q_mean"], rel=1e-12)
+    assert_one_graph(acting=1)
 
 
 @pytest.mark.slow

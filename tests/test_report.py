@@ -14,7 +14,7 @@ from rl_runner.report import main, statistics, summary, write_report
 from rl_runner.report.aggregate import aggregate
 from rl_runner.report.build import find
 from rl_runner.report.reference import Reference
-from rl_runner.report.sentences import compare
+from rl_runner.report.sentences import RETURNS, compare
 from rl_runner.report.statistics import Normalisation
 
 TAG = "eval/return_mean"
@@ -115,7 +115,7 @@ def test_no_false_winner_among_many_equal_groups():
     for _ in range(200):
         scores = {str(i): rng.normal(0, 1, 10) for i in range(6)}
         best = max(scores, key=lambda name: scores[name].mean())
-        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best]))
+        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best], RETURNS))
     assert wrong / 200 <= 0.08
 
 
@@ -144,15 +144,15 @@ def test_better_and_not_distinguishable():
         "dqn": np.array([61.0, 60.0, 59.0]),
         "td3": np.array([0.0, 90, 180]),
     }
-    assert compare("ddqn", scores, ["dqn"])[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
+    assert compare("ddqn", scores, ["dqn"], RETURNS)[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
     # variance of td3 is 8100: half width = t(0.975, 2.0015) * sqrt(1 / 3 + 2700) = 4.3 * 51.96
-    open_case = compare("ddqn", scores, ["td3"])[0]
+    open_case = compare("ddqn", scores, ["td3"], RETURNS)[0]
     assert not open_case.decided
     assert open_case.sentence() == "ddqn and td3 are not distinguishable with 3 seeds: +10 [-214, 234]."
 
 
 def test_one_seed_is_no_comparison():
-    comparison = compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"])[0]
+    comparison = compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"], RETURNS)[0]
     assert comparison.sentence() == "a and b cannot be compared with one seed: +1.5."
 
 
@@ -168,6 +168,20 @@ def test_headline_over_environments(tmp_path: Path):
     write_group(tmp_path, [59, 60, 61], "dqn", "A-v0")
     write_group(tmp_path, [0, 100, 190], "dqn", "B-v0")
     assert summary([tmp_path]).startswith("ddqn is better than dqn on 1 of 2 environments, not distinguishable on 1.")
+
+
+def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
+    for algo, biases in {"ddpg": [9, 10, 11], "td3": [1, 2, 3], "sac": [-9, 10, 29]}.items():
+        write_group(tmp_path, biases, algo)
+    for result in tmp_path.glob("*/result.json"):
+        result.write_text(result.read_text().replace(TAG, "eval/q_bias"))
+    text = summary([tmp_path], "eval/q_bias")
+    # Variances 1 and 1, Tukey's range of three groups: half width = q(0.95, 3, 4) / √2 * sqrt(2 / 3).
+    half = stats.studentized_range.ppf(0.95, 3, 4) / np.sqrt(2) * np.sqrt(2 / 3)
+    assert f"ddpg is higher than td3: +8.0 [{8 - half:.1f}, {8 + half:.1f}]." in text
+    assert text.startswith("ddpg leads on CartPole-v1, but cannot be told from sac; 1 is lower.")
+    assert "lowest" in text
+    assert "better" not in text
 
 
 # Grouping

@@ -5,7 +5,7 @@
 
 Beside this file, NAME/RUN/ holds each run's config.yaml, result.json and those rows of metrics.jsonl that have an
 evaluation, and NAME.png the learning curves. In docs/results.md a table stands between `<!-- NAME -->` and
-`<!-- end -->`; `<!-- NAME eval/exact_return -->` makes it of another score.
+`<!-- end -->`; `<!-- NAME eval/q_bias -->` makes it, and the picture NAME_q_bias.png, of another quantity.
 """
 
 import json
@@ -46,10 +46,11 @@ def made(name: str, tag: str) -> str:
     published = HERE / f"{name}_reference.json"  # published scores to set beside
     reference = read_reference(published, []) if published.exists() else Reference()
     findings = find([HERE / name], tag, reference)
+    picture = HERE / (f"{name}.png" if tag == SCORE else f"{name}_{tag.rpartition('/')[2]}.png")
     with TemporaryDirectory() as scratch:
         write(findings, Path(scratch), name)
-        shutil.copy(Path(scratch) / "curves.png", HERE / f"{name}.png")
-    return markdown(findings, HERE / f"{name}.png", PAGE.parent)
+        shutil.copy(Path(scratch) / "curves.png", picture)
+    return markdown(findings, picture, PAGE.parent)
 
 
 def main(words: list[str]) -> None:

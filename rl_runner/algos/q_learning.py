@@ -54,7 +54,15 @@ class QLearning:
 
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """ε-greedy actions `[N]`, ties broken at random."""
-        return epsilon_greedy(self._random_greedy, obs, self.epsilon(step), self.num_actions, self.behaviour)
+
+        def greedy(obs: Tensor) -> Tensor:
+            return self.behave(obs, torch.rand(len(obs), self.num_actions, generator=self.behaviour))
+
+        return epsilon_greedy(greedy, obs, self.epsilon(step), self.num_actions, self.behaviour)
+
+    def behave(self, obs: Tensor, lottery: Tensor) -> Tensor:
+        q = self.table[obs]
+        return torch.where(q == q.amax(dim=-1, keepdim=True), lottery, -1.0).argmax(dim=-1)
 
     def act(self, obs: Tensor) -> Tensor:
         """The greedy action of lowest index, `[N]`."""
@@ -70,6 +78,9 @@ class QLearning:
 
     def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Q(s,a) ← Q(s,a) + α δ with δ = r + γ(1-d) max_a' Q(s',a') - Q(s,a); metrics and |δ| `[B]`."""
+        return self.learn(batch)
+
+    def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         pair = (batch.obs, batch.action)
         next_value = losses.max_value(self.table[batch.next_obs])
         target = losses.td_target(batch.reward.double(), batch.discount.double(), next_value)
@@ -80,11 +91,6 @@ class QLearning:
         step_size = self.learning_rate * self.visits[pair] ** -self.learning_rate_decay
         self.table.index_put_(pair, step_size * td_error, accumulate=True)
         return losses.critic_metrics(q, target), td_error.abs()
-
-    def _random_greedy(self, obs: Tensor) -> Tensor:
-        q = self.table[obs]
-        lottery = torch.rand(q.shape, generator=self.behaviour)
-        return torch.where(q == q.amax(dim=-1, keepdim=True), lottery, -1.0).argmax(dim=-1)
 
     def state_dict(self) -> dict[str, Any]:
         return pack(self)

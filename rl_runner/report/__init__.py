@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
     parser.add_argument("--title", help="the page's title")
-    parser.add_argument("--tag", default=SCORE, help="the score, higher is better (default: %(default)s)")
+    parser.add_argument("--tag", default=SCORE, help="the score, or a quantity to compare (default: %(default)s)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables and sentences as Markdown")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="JSON file of published scores to overlay")
     parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")

@@ -14,7 +14,7 @@ from rl_runner.report.plots import DIAGNOSTICS, Picture, Studio
 from rl_runner.report.progress import progress
 from rl_runner.report.reference import Reference
 from rl_runner.report.search import Search, searches_in
-from rl_runner.report.sentences import Comparison, compare, comparisons_in, enumerated, headline
+from rl_runner.report.sentences import Comparison, compare, comparisons_in, enumerated, headline, words_for
 from rl_runner.report.style import colours
 
 
@@ -84,7 +84,7 @@ def _against_published(study: Study, env: str, reference: Reference) -> list[Com
     if not published or not scored:
         return []
     best = max(scored, key=lambda group: scores[group].mean())
-    return compare(best, scores | published, list(published))
+    return compare(best, scores | published, list(published), words_for(study.tag))
 
 
 def write(findings: Findings, out: Path, title: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_runner.report.build import Findings
+from rl_runner.report.sentences import words_for
 from rl_runner.report.tables import Table, results, speed
 
 
@@ -15,7 +16,7 @@ def markdown(findings: Findings, picture: Path, beside: Path) -> str:
     parts += [findings.warning] if findings.warning else []
     for env, sentences in findings.sentences().items():
         parts += ["\n".join([f"{env}:\n", *(f"- {sentence}" for sentence in sentences)])] if sentences else []
-    parts.append(f"![Learning curves: mean, 95 % interval, every seed]({link})")
+    parts.append(f"![{findings.study.tag} over training: mean, 95 % interval, every seed]({link})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -25,5 +26,6 @@ def _table(findings: Findings) -> Table:
     for env, table in results(findings.study, findings.reference).items():
         for group, n, mean, sd, worst, interval, *_ in table.rows:
             rows.append([env, group, n, f"{mean} ± {sd}", worst, interval, speeds.get((env, group), "–")])
-    head: Sequence[str] = ["env", "algorithm", "seeds", "mean ± SD", "worst", "95 % interval", "steps per second"]
+    worst = words_for(findings.study.tag).worst
+    head: Sequence[str] = ["env", "algorithm", "seeds", "mean ± SD", worst, "95 % interval", "steps per second"]
     return Table(head, rows, names=2)

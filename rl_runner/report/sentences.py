@@ -1,13 +1,32 @@
-"""Conclusions in words; "better" only where the interval of the difference excludes 0."""
+"""Conclusions in words; "better", or "higher", only where the interval of the difference excludes 0."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rl_runner.report.grouping import Study
 from rl_runner.report.load import Array
 from rl_runner.report.statistics import Interval, difference_interval, summarize
+
+
+class Words(NamedTuple):
+    """What it means to have the higher mean."""
+
+    better: str
+    worse: str
+    best: str
+    worst: str
+
+
+RETURNS = Words("better", "worse", "best", "worst")
+QUANTITIES = Words("higher", "lower", "highest", "lowest")
+
+
+def words_for(tag: str) -> Words:
+    """More is better of a return; of anything else, such as a bias, it is only more."""
+    return RETURNS if "return" in tag else QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -19,6 +38,7 @@ class Comparison:
     seeds: tuple[int, int]
     difference: float
     interval: Interval | None
+    words: Words = RETURNS
 
     @property
     def decided(self) -> bool:
@@ -31,7 +51,7 @@ class Comparison:
             return f"{self.leader} and {self.other} cannot be compared with one seed: {amount}."
         numbers = f"{number(self.difference, self.interval.half, sign=True)} {bracket(self.interval)}"
         if self.decided:
-            word = "better" if self.difference > 0 else "worse"
+            word = self.words.better if self.difference > 0 else self.words.worse
             return f"{self.leader} is {word} than {self.other}: {numbers}."
         return f"{self.leader} and {self.other} are not distinguishable with {self._seeds()}: {numbers}."
 
@@ -40,13 +60,13 @@ class Comparison:
         return f"{few} seeds" if few == many else f"{self.seeds[0]} and {self.seeds[1]} seeds"
 
 
-def compare(leader: str, scores: Mapping[str, Array], others: Sequence[str]) -> list[Comparison]:
+def compare(leader: str, scores: Mapping[str, Array], others: Sequence[str], words: Words) -> list[Comparison]:
     """The leader against each of the others, simultaneously at 95 %."""
     comparisons = []
     for other in others:
         a, b = scores[leader], scores[other]
         interval = difference_interval(a, b, len(others) + 1) if min(len(a), len(b)) > 1 else None
-        comparisons.append(Comparison(leader, other, (len(a), len(b)), float(a.mean() - b.mean()), interval))
+        comparisons.append(Comparison(leader, other, (len(a), len(b)), float(a.mean() - b.mean()), interval, words))
     return comparisons
 
 
@@ -54,7 +74,7 @@ def comparisons_in(study: Study, env: str) -> list[Comparison]:
     """The group with the highest mean against every other group of an environment, best first."""
     scores = {group: study.scores(env, group) for group in study.groups_in(env)}
     ranked = sorted((group for group in scores if len(scores[group])), key=lambda group: -scores[group].mean())
-    return compare(ranked[0], scores, ranked[1:]) if ranked else []
+    return compare(ranked[0], scores, ranked[1:], words_for(study.tag)) if ranked else []
 
 
 def headline(study: Study, comparisons: Mapping[str, list[Comparison]]) -> str:
@@ -87,27 +107,30 @@ def _lone(study: Study) -> str:
 
 
 def _one_environment(env: str, found: list[Comparison]) -> str:
-    leader = found[0].leader
+    leader, words = found[0].leader, found[0].words
     open_ones = [comparison.other for comparison in found if not comparison.decided]
     if not open_ones:
-        return f"{leader} is the best of {len(found) + 1} on {env}."
+        return f"{leader} is the {words.best} of {len(found) + 1} on {env}."
     if len(open_ones) == len(found):
-        return f"No clear winner on {env}: {leader} has the highest mean, but none of the others is clearly worse."
-    rest = enumerated(open_ones, limit=3)
-    return f"{leader} leads on {env}, but cannot be told from {rest}; {len(found) - len(open_ones)} are worse."
+        clear = f"{leader} has the highest mean, but none of the others is clearly {words.worse}"
+        return f"No clear {'winner' if words is RETURNS else 'difference'} on {env}: {clear}."
+    behind = len(found) - len(open_ones)
+    others = f"{behind} {'is' if behind == 1 else 'are'} {words.worse}"
+    return f"{leader} leads on {env}, but cannot be told from {enumerated(open_ones, limit=3)}; {others}."
 
 
 def _duel(found: list[Comparison]) -> str:
     wins = Counter(comparison.leader for comparison in found if comparison.decided and comparison.difference > 0)
     names = sorted({found[0].leader, found[0].other}, key=lambda name: (-wins[name], name))
+    words = found[0].words
     ahead, behind = wins[names[0]], wins[names[1]]
     if not ahead:
         return f"{names[0]} and {names[1]} are not distinguishable on any of {len(found)} environments."
     where = f"all {len(found)} environments" if ahead == len(found) else f"{ahead} of {len(found)} environments"
-    worse = f", worse on {behind}" if behind else ""
+    worse = f", {words.worse} on {behind}" if behind else ""
     rest = len(found) - ahead - behind
     undecided = f", not distinguishable on {rest}" if rest else ""
-    return f"{names[0]} is better than {names[1]} on {where}{worse}{undecided}."
+    return f"{names[0]} is {words.better} than {names[1]} on {where}{worse}{undecided}."
 
 
 def _several_environments(contested: list[list[Comparison]]) -> str:

@@ -12,7 +12,7 @@ from rl_runner.report.aggregate import Aggregate
 from rl_runner.report.grouping import Study
 from rl_runner.report.load import Array, Collection, Run
 from rl_runner.report.reference import Reference
-from rl_runner.report.sentences import Comparison, bracket, mean_text, number
+from rl_runner.report.sentences import Comparison, bracket, mean_text, number, words_for
 from rl_runner.report.statistics import Interval, summarize
 
 NONE = "–"
@@ -67,7 +67,7 @@ def results(study: Study, reference: Reference) -> dict[str, Table]:
 
 
 def _environment(study: Study, env: str, reference: Reference) -> Table:
-    head = ["group", "seeds", "mean", "SD", "worst", "95 % interval", "failed", "unfinished"]
+    head = ["group", "seeds", "mean", "SD", words_for(study.tag).worst, "95 % interval", "failed", "unfinished"]
     scores = {group: study.scores(env, group) for group in study.groups_in(env)}
     ranked = sorted(scores, key=lambda group: -scores[group].mean() if len(scores[group]) else float("inf"))
     rows = [[group, *_figures(scores[group]), *_losses(study.cells[env, group])] for group in ranked]
