@@ -52,8 +52,8 @@ def test_every_tuned_file_is_composed_by_itself_and_changes_something(configure,
 
 
 def test_run_level_values_lose_to_groups_groups_to_tuned_tuned_to_the_command_line(configure):
-    tuned = OmegaConf.load(CONFIGS / "tuned/dqn_MountainCar-v0.yaml")
-    dqn = ["algo=dqn", "env=MountainCar-v0"]
+    tuned = OmegaConf.load(CONFIGS / "tuned/dqn_Acrobot-v1.yaml")
+    dqn = ["algo=dqn", "env=Acrobot-v1"]
     assert configure("algo=sac", "env=Hopper-v5", "tuned=none").optimizer["lr"] == 3e-4  # the optimizer's file
     assert configure(*dqn, "tuned=none").optimizer["lr"] == 1e-3  # the algorithm's
     assert configure(*dqn).optimizer["lr"] == tuned.optimizer.lr != 1e-3
