@@ -27,6 +27,7 @@ UPDATES_WORTH_COMPILING = 15_000  # below, compiling (10 to 30 s) takes longer t
 
 def choose(wanted: str, agent: Agent, replay: Replay, device: torch.device, num_updates: int) -> tuple[Mode, str]:
     """The mode for `accelerate=wanted` and why, from config, machine and versions alone."""
+    device = torch.device(getattr(agent, "device", device))  # a table stays on the CPU
     if wanted == "eager":
         return "eager", "as configured"
     if obstacle := _obstacle(agent):
@@ -72,7 +73,8 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
     torch._dynamo.config.trace_autograd_ops = True
     # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
     os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
-    graphs = CudaGraphs if mode == "cudagraph" else CpuGraphs
+    on_cpu = torch.device(getattr(agent, "device", "cpu")).type == "cpu"
+    graphs = CudaGraphs if mode == "cudagraph" else CpuGraphs if on_cpu else compiled
     agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else graphs(whole_update)
     if hasattr(agent, "behave"):
         agent.behave = graphs(agent.behave)

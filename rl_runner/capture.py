@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Result = Tensor | tuple[tuple[str, ...], Tensor]  # or tags and a value for each
-Flags = tuple[Any, ...]  # the arguments that are no tensors; each combination has a graph of its own
+Key = tuple[Any, ...]  # the arguments that are no tensors, and the tensors' shapes; each has a graph of its own
 WARM_UP = 3  # calls through Dynamo before the capture
 # The wrapper around the kernels in C++ too, and without checks of shapes that cannot change: 40 µs less a call.
 ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
@@ -24,18 +24,31 @@ def compiled(function: Callable[..., Result], backend: Any = "inductor") -> Call
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
-def tensors_and_flags(arguments: Sequence[Any]) -> tuple[list[Tensor], Flags]:
-    """Arguments, parted: tensors, those in tuples too, and whatever else."""
+def tensors_and_key(arguments: Sequence[Any]) -> tuple[list[Tensor], Key]:
+    """The tensors among the arguments, those in tuples too, and what tells which graph they need."""
     tensors: list[Tensor] = []
-    flags = []
+    key = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             tensors.append(argument)
         elif isinstance(argument, tuple):
             tensors.extend(argument)
         else:
-            flags.append(argument)
-    return tensors, tuple(flags)
+            key.append(argument)
+    key += [tensor.shape for tensor in tensors]
+    return tensors, tuple(key)
+
+
+def with_tensors(arguments: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The arguments with these tensors in place of their own."""
+    remaining = iter(tensors)
+
+    def replaced(argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(next(remaining) for _ in argument)
+        return next(remaining) if isinstance(argument, Tensor) else argument
+
+    return [replaced(argument) for argument in arguments]
 
 
 class Call(NamedTuple):
@@ -65,27 +78,24 @@ class Direct:
 
 
 class CpuGraphs:
-    """A compiled function of tensors and flags, called directly where repeated calls needed the same graph.
-
-    Tensors of another shape would need another graph: there may be one for each combination of flags only.
-    """
+    """A compiled function of tensors and flags, called directly where repeated calls needed the same graph."""
 
     def __init__(self, function: Callable[..., Result]):
         self.function = compiled(function, self._compile)
-        self.calls: dict[Flags, list[Call]] = {}
-        self.direct: dict[Flags, Direct] = {}
+        self.calls: dict[Key, list[Call]] = {}
+        self.direct: dict[Key, Direct] = {}
         self.last: Call
 
     def __call__(self, *arguments: Any) -> Any:
-        tensors, flags = tensors_and_flags(arguments)
-        if direct := self.direct.get(flags):
+        tensors, key = tensors_and_key(arguments)
+        if direct := self.direct.get(key):
             return direct(tensors)
         result = self.function(*arguments)
-        calls = self.calls.setdefault(flags, [])
+        calls = self.calls.setdefault(key, [])
         if len(calls) < WARM_UP:
             calls.append(self.last)
             if len(calls) == WARM_UP and _repeatable(calls, result):
-                self.direct[flags] = _direct(self.last, tensors, result)
+                self.direct[key] = _direct(self.last, tensors, result)
         return result
 
     def _compile(self, module: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Sequence[Any]]:
@@ -125,23 +135,26 @@ class CudaGraphs:
 
     def __init__(self, function: Callable[..., Result]):
         self.function = compiled(function)
-        self.calls: dict[Flags, int] = {}
-        self.graphs: dict[Flags, tuple[torch.cuda.CUDAGraph, list[Tensor], Result]] = {}
+        self.buffers: dict[Key, list[Tensor]] = {}
+        self.calls: dict[Key, int] = {}
+        self.graphs: dict[Key, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self.stream = torch.cuda.Stream()
 
     def __call__(self, *arguments: Any) -> Any:
-        tensors, flags = tensors_and_flags(arguments)
-        self.calls[flags] = self.calls.get(flags, 0) + 1
-        if self.calls[flags] <= WARM_UP:
-            return self._on_side_stream(arguments)
-        if flags not in self.graphs:
-            buffers = [tensor.to("cuda", copy=True) for tensor in tensors]
+        tensors, key = tensors_and_key(arguments)
+        if key not in self.buffers:
+            self.buffers[key] = [tensor.to("cuda", copy=True) for tensor in tensors]
+        torch._foreach_copy_(self.buffers[key], tensors)
+        if key not in self.graphs:
+            self.calls[key] = self.calls.get(key, 0) + 1
+            arguments = tuple(with_tensors(arguments, self.buffers[key]))
+            if self.calls[key] <= WARM_UP:
+                return self._on_side_stream(arguments)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
-                result = self.function(*_with_tensors(arguments, buffers))
-            self.graphs[flags] = graph, buffers, result
-        graph, buffers, result = self.graphs[flags]
-        torch._foreach_copy_(buffers, tensors)
+                result = self.function(*arguments)
+            self.graphs[key] = graph, result
+        graph, result = self.graphs[key]
         graph.replay()
         return result
 
@@ -151,15 +164,3 @@ class CudaGraphs:
             result = self.function(*arguments)
         torch.cuda.current_stream().wait_stream(self.stream)
         return result
-
-
-def _with_tensors(arguments: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """The arguments with these tensors in place of their own."""
-    remaining = iter(tensors)
-
-    def replaced(argument: Any) -> Any:
-        if isinstance(argument, tuple):
-            return tuple(next(remaining) for _ in argument)
-        return next(remaining) if isinstance(argument, Tensor) else argument
-
-    return [replaced(argument) for argument in arguments]

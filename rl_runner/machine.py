@@ -15,6 +15,16 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
+def set_up(device: str, threads: str | int, precision: str) -> torch.device:
+    """Make PyTorch compute as configured; the device."""
+    torch.set_num_threads(num_threads(threads))
+    torch.set_float32_matmul_precision(precision)
+    resolved = resolve_device(device)
+    if resolved.index is not None:
+        torch.cuda.set_device(resolved)  # where streams and graphs are made
+    return resolved
+
+
 def num_threads(threads: str | int) -> int:
     """One thread for `auto`: the products of networks of this size are too small to share out on a busy machine."""
     return 1 if threads == "auto" else int(threads)

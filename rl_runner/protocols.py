@@ -45,7 +45,7 @@ class Replay(Protocol):
     def add(
         self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
     ) -> None:
-        """One transition of each environment, tensors `[N, ...]`; `next_obs` is the true successor."""
+        """One transition of each environment, tensors `[N, ...]` to read; `next_obs` is the true successor."""
 
     def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
         """Everything random or changing that a batch needs, outside any graph."""

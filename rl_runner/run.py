@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rl_runner import accelerate, header
@@ -16,7 +15,7 @@ from rl_runner.envs import Envs, Spec
 from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger
-from rl_runner.machine import facts, num_threads, resolve_device, versions
+from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.persistence import checkpoint, snapshot
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
@@ -80,20 +79,19 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
 
 def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
     """Build or restore the parts and say what will happen; the parts, and what was decided for the whole of the run."""
-    torch.set_num_threads(num_threads(config.threads))
-    torch.set_float32_matmul_precision(config.precision)
+    device = set_up(config.device, config.threads, config.precision)
     rebuild, continuity = saved.origin["environment"] if saved else rung(config.env, config.seed)
     parts = build(config, directory, rebuild)
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate
-    mode, reason = accelerate.choose(wanted, parts.agent, parts.replay, resolve_device(config.device), num_updates)
+    mode, reason = accelerate.choose(wanted, parts.agent, parts.replay, device, num_updates)
     if saved and mode == wanted:
         reason = "as it began"
     origin = {
         "config": written_values(config),
         "environment": [rebuild, continuity],
         "accelerate": mode,
-        "machine": facts(resolve_device(config.device), parts.envs.envs[0]),
+        "machine": facts(device, parts.envs.envs[0]),
     }
     print(header.describe(parts, num_updates, mode, reason, continuity), flush=True)
     return parts, origin

@@ -57,6 +57,7 @@ def draw(rng: Random, compiled: bool) -> list[str]:
         f"log_every={rng.choice([50, 100, 333])}", f"eval_every={rng.choice([0, 500, 700])}", "eval_episodes=2",
         "final_eval_episodes=3", "learning_starts=100", f"update_every={rng.choice([1, 2, 5])}",
         f"checkpoint_every={rng.choice([13, 40, 80])}",
+        f"accelerate={'compile' if compiled and rng.random() < 1 / 3 else 'eager'}",
     ]  # fmt: skip
     if algo == "q_learning":
         return words
@@ -65,7 +66,6 @@ def draw(rng: Random, compiled: bool) -> list[str]:
     words += [f"replay.deduplicate={rng.choice(['true', 'false'])}", f"env.frame_stack={rng.choice([1, 1, 2])}"]
     words += [f"replay.storage={rng.choice(['memory', 'memmap'])}"]
     words += [f"optimizer={rng.choice(['adam', 'adamw', 'rmsprop', 'sgd'])}", "algo.max_grad_norm=1"]  # or SGD diverges
-    words += [f"accelerate={'compile' if compiled and rng.random() < 1 / 3 else 'eager'}"]
     return [*words, f"algo.noise={rng.choice(['ou', 'gaussian'])}"] if algo == "ddpg" else words
 
 

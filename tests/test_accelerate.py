@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_runner import accelerate
-from rl_runner.capture import WARM_UP, CpuGraphs
+from rl_runner.capture import WARM_UP, CpuGraphs, tensors_and_key, with_tensors
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
@@ -33,7 +34,9 @@ CASES = [
     pytest.param("td3", {"policy_delay": 2}, {}, id="td3-delayed"),
     pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
     pytest.param("ddpg", {}, {}, id="ddpg", marks=SLOW),
-    pytest.param("ddpg", {"max_grad_norm": 0.1, "actor_lr": 1e-3}, PRIORITIZED, id="ddpg-clipped", marks=SLOW),
+    pytest.param(
+        "ddpg", {"noise": "ou", "max_grad_norm": 0.1, "actor_lr": 1e-3}, PRIORITIZED, id="ddpg-clipped", marks=SLOW
+    ),
     pytest.param(
         "td3", {"policy_delay": 1, "actor_objective": "min", "max_grad_norm": 0.1}, {}, id="td3-min", marks=SLOW
     ),
@@ -158,14 +161,17 @@ def test_compiled_is_eager(
 def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     words = ("algo=q_learning", "algo.initial_q=0.5", "env=FrozenLake-v1", "num_envs=3")
     words += ("total_steps=300", "eval_every=0", "log_every=300")
-    tables, rows = [], list[dict[str, float]]()
+    agents, rows = [], list[dict[str, float]]()
     for mode in ("compile", "eager"):
         run = build(configure(*words), None)
         update = accelerate.build_update(run.agent, run.replay, run.averages, mode)
         train(run, update, rows.append, lambda: None)
-        tables.append(run.agent.table)
-    torch.testing.assert_close(tables[0], tables[1], rtol=1e-12, atol=0)
-    assert (tables[0] < 0.5).sum() > 20, "nothing was learned"
+        agents.append(run.agent)
+    compiled, eager = agents
+    torch.testing.assert_close(compiled.table, eager.table, rtol=1e-12, atol=0)
+    assert (eager.table < 0.5).sum() > 20, "nothing was learned"
+    assert compiled.learn.direct
+    assert compiled.behave.direct
     assert rows[0]["values/q_mean"] == pytest.approx(rows[1]["values/q_mean"], rel=1e-12)
     assert_one_graph(acting=1)
 
@@ -203,6 +209,13 @@ def test_few_updates_are_not_worth_compiling(make_agent: Any) -> None:
     assert accelerate.choose("eager", agent, None, cpu, worth) == ("eager", "as configured")
 
 
+def test_a_cuda_graph_needs_an_agent_on_the_gpu() -> None:
+    on_gpu, table = SimpleNamespace(learn=None), SimpleNamespace(learn=None, device="cpu")
+    for wanted in ("auto", "cudagraph"):
+        assert accelerate.choose(wanted, on_gpu, None, torch.device("cuda"), 10**6)[0] == "cudagraph"
+        assert accelerate.choose(wanted, table, None, torch.device("cuda"), 10**6)[0] == "compile"
+
+
 def test_what_cannot_be_captured_runs_eager_and_says_why(make_agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     foreign = make_agent("sac", optimizer=functools.partial(torch.optim.Adagrad, lr=0.1))
@@ -226,6 +239,15 @@ def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
 # Calling a graph directly
 
 
+def test_arguments_are_parted_and_put_together_again() -> None:
+    a, b, c = torch.zeros(2), torch.zeros(3), torch.zeros(())
+    tensors, key = tensors_and_key([(a, b), c, True])
+    assert [tensor is given for tensor, given in zip(tensors, (a, b, c), strict=True)] == [True] * 3
+    assert key == (True, (2,), (3,), ())
+    (first, second), third, flag = with_tensors([(a, b), c, True], [b, c, a])
+    assert (first is b, second is c, third is a, flag) == (True, True, True, True)
+
+
 def test_a_graph_is_called_past_dynamo_with_new_arguments_and_tensors_written_in_place() -> None:
     weight = torch.ones(3)
 
@@ -241,7 +263,8 @@ def test_a_graph_is_called_past_dynamo_with_new_arguments_and_tensors_written_in
             tags, values = function((torch.full((3,), float(i)),), torch.tensor(10.0 * i), flipped)
             assert tags == ("a", "b", "c")
             torch.testing.assert_close(values, -expected if flipped else expected)
-    assert function.direct.keys() == {(False,), (True,)}
+    assert function.direct.keys() == {(False, (3,), ()), (True, (3,), ())}
+    assert function((torch.ones(1),), torch.zeros(()), False)[1].shape == (3,)  # another shape, another graph
 
 
 def test_a_graph_that_reads_what_changes_stays_with_dynamo() -> None:

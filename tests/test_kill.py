@@ -40,7 +40,7 @@ MATRIX = [
     for algo, envs in ENVS.items()
     for env in envs
     for num_envs in (1, 3)
-    for accelerate in (("eager",) if algo == "q_learning" else ("eager", "compile"))
+    for accelerate in ("eager", "compile")
 ]
 
 

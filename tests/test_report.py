@@ -182,6 +182,8 @@ def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
     assert text.startswith("ddpg leads on CartPole-v1, but cannot be told from sac; 1 is lower.")
     assert "lowest" in text
     assert "better" not in text
+    published = Reference({("CartPole", "DDPG"): {1000: np.array([1.0, 2.0])}})
+    assert find([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
 
 
 # Grouping

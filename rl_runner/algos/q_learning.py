@@ -44,7 +44,7 @@ class QLearning:
     ):
         assert spec.num_states is not None
         assert spec.num_actions is not None
-        self.gamma, self.batch_size = gamma, 1
+        self.gamma, self.batch_size, self.device = gamma, 1, torch.device("cpu")
         self.num_actions = spec.num_actions
         self.learning_rate, self.learning_rate_decay = learning_rate, learning_rate_decay
         self.epsilon = schedule_of(epsilon_schedule, epsilon_min, epsilon_fraction, epsilon_decay, total_steps)

@@ -14,7 +14,15 @@ from rl_runner.report.plots import DIAGNOSTICS, Picture, Studio
 from rl_runner.report.progress import progress
 from rl_runner.report.reference import Reference
 from rl_runner.report.search import Search, searches_in
-from rl_runner.report.sentences import Comparison, compare, comparisons_in, enumerated, headline, words_for
+from rl_runner.report.sentences import (
+    RETURNS,
+    Comparison,
+    compare,
+    comparisons_in,
+    enumerated,
+    headline,
+    words_for,
+)
 from rl_runner.report.style import colours
 
 
@@ -70,6 +78,8 @@ def find(directories: Sequence[Path], tag: str, reference: Reference) -> Finding
     """Read the runs and draw the conclusions."""
     collection = collect(directories)
     study = build(collection.runs, tag)
+    if words_for(tag) is not RETURNS:
+        reference = Reference()  # which holds returns
     comparisons = {env: comparisons_in(study, env) for env in study.envs}
     published = {env: _against_published(study, env, reference) for env in study.envs}
     over_all = aggregate(study, reference)
@@ -126,13 +136,19 @@ def _sections(findings: Findings, studio: Studio, results: dict[str, tables.Tabl
 def _environment(findings: Findings, studio: Studio, env: str, table: tables.Table) -> Section:
     study = findings.study
     runs = [run for group in study.groups_in(env) for run in study.cells[env, group]]
-    pictures = [studio.curves(env, study.tag, "Learning curve")] if any(study.tag in run.curves for run in runs) else []
+    pictures = (
+        [studio.curves(env, study.tag, _title(study.tag))] if any(study.tag in run.curves for run in runs) else []
+    )
     if any(len(study.scores(env, group)) for group in study.groups_in(env)):
         pictures.append(studio.final_scores(env))
     found = [*findings.comparisons[env], *findings.published[env]]
     unsaid = [comparison for comparison in found if comparison.sentence() not in findings.headline]
     more = _diagnostics(studio, env)
     return Section(env, unsaid, pictures=pictures, table=table, more_title="Behind the scores", more=more)
+
+
+def _title(tag: str) -> str:
+    return "Learning curve" if words_for(tag) is RETURNS else DIAGNOSTICS.get(tag, tag)
 
 
 def _diagnostics(studio: Studio, env: str) -> list[Picture]:
@@ -145,4 +161,5 @@ def _diagnostics(studio: Studio, env: str) -> list[Picture]:
 def _across(aggregate: Aggregate, studio: Studio) -> list[Section]:
     text = f"Over {', '.join(aggregate.envs)}; {aggregate.scale}."
     pictures = [studio.iqm(aggregate), studio.profiles(aggregate)]
-    return [Section("Across environments", text=text, table=tables.across(aggregate), pictures=pictures)]
+    table = tables.across(aggregate, studio.study.tag)
+    return [Section("Across environments", text=text, table=table, pictures=pictures)]

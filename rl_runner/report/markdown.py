@@ -10,7 +10,7 @@ from rl_runner.report.tables import Table, results, speed
 
 
 def markdown(findings: Findings, picture: Path, beside: Path) -> str:
-    """Headline, one table, every conclusion and the learning curves; links are relative to `beside`."""
+    """Headline, one table, every conclusion and the curves; links are relative to `beside`."""
     link = Path(os.path.relpath(picture, beside)).as_posix()
     parts = [f"**{findings.headline}**", findings.facts + ".", _table(findings).markdown()]
     parts += [findings.warning] if findings.warning else []

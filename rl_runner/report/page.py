@@ -20,10 +20,10 @@ of its finished seeds only. Intervals cover 95 %: Student t below 20 seeds, and 
 bootstrap, widened for the small sample. Differences are Welch's below 20 seeds, bootstrapped from 20 on. With more
 than two groups they hold for all pairs at once (Games-Howell), because which group is best is read off the same
 scores. Intervals presume seeds that scatter about normally: with few and very skewed seeds they cover less.
-“Better” means that the interval of the difference excludes 0. Curves show the mean over finished seeds with
-its pointwise interval, from three seeds on; thin lines are seeds, dashed ones did not finish. Over several
-environments, scores are normalised per environment; IQM and probability of improvement resample seeds within their
-environment.
+“Better” (“higher” of what is no return) means that the interval of the difference excludes 0. Curves show the mean
+over finished seeds with its pointwise interval, from three seeds on; thin lines are seeds, dashed ones did not finish.
+Over several environments, scores are normalised per environment; IQM and probability of improvement resample seeds
+within their environment.
 """
 
 

@@ -18,15 +18,17 @@ class Words(NamedTuple):
     worse: str
     best: str
     worst: str
+    beats: str
 
 
-RETURNS = Words("better", "worse", "best", "worst")
-QUANTITIES = Words("higher", "lower", "highest", "lowest")
+RETURNS = Words("better", "worse", "best", "worst", "beats")
+QUANTITIES = Words("higher", "lower", "highest", "lowest", "exceeds")
+MEAN_RETURNS = {"eval/return_mean", "eval/exact_return", "charts/episodic_return"}
 
 
 def words_for(tag: str) -> Words:
-    """More is better of a return; of anything else, such as a bias, it is only more."""
-    return RETURNS if "return" in tag else QUANTITIES
+    """More is better of a mean return; of anything else, such as a bias, it is only more."""
+    return RETURNS if tag in MEAN_RETURNS else QUANTITIES
 
 
 @dataclass(frozen=True)

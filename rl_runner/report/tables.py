@@ -158,14 +158,14 @@ def differences(comparisons: dict[str, list[Comparison]]) -> Table:
     return Table(head, rows, names=3)
 
 
-def across(aggregate: Aggregate) -> Table:
+def across(aggregate: Aggregate, tag: str) -> Table:
     """Interquartile mean and probability of improvement over the group with the highest one."""
     missing = (None, None)
     rows = [
         [group, *_share(*estimate), *_share(*aggregate.improvement.get(group, missing))]
         for group, estimate in aggregate.iqm.items()
     ]
-    head = ["group", "IQM", "95 % interval", f"P({aggregate.best} beats it)", "95 % interval"]
+    head = ["group", "IQM", "95 % interval", f"P({aggregate.best} {words_for(tag).beats} it)", "95 % interval"]
     return Table(head, rows, strong=frozenset([0]))
 
 
