@@ -40,7 +40,7 @@ class Comparison:
     seeds: tuple[int, int]
     difference: float
     interval: Interval | None
-    words: Words = RETURNS
+    words: Words
 
     @property
     def decided(self) -> bool:
