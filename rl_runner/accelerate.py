@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rl_runner.capture import CpuGraphs, CudaGraphs, compiled
 from rl_runner.logger import Averages
-from rl_runner.optim import Optimizer, traceable
+from rl_runner.optim import optimizers, traceable
 from rl_runner.protocols import Agent, Replay
 
 Mode = Literal["eager", "compile", "cudagraph"]
@@ -93,7 +93,7 @@ def _obstacle(agent: Any) -> str | None:
     """Why this agent on this machine cannot be compiled, in words; None if it can."""
     if not hasattr(agent, "learn"):
         return f"{type(agent).__name__} has no learn() to capture"
-    foreign = [value for value in vars(agent).values() if isinstance(value, Optimizer) and not traceable(value)]
+    foreign = [optimizer for optimizer in optimizers(agent) if not traceable(optimizer)]
     if foreign:
         return f"{type(foreign[0]).__name__} is no optimizer that can be captured"
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):

@@ -33,9 +33,10 @@ def learning(config: Config, num_updates: int) -> str:
     """How often and how much is learned, in words."""
     every = "environment step" if config.update_every == 1 else f"{config.update_every:,} environment steps"
     warm_up = f" after {config.learning_starts:,} random ones" if config.learning_starts else ""
+    falling = ", learning rates falling to 0" if config.lr_schedule == "linear" else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
-        f"{num_updates:,} in all"
+        f"{num_updates:,} in all{falling}"
     )
 
 

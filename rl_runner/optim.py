@@ -27,6 +27,41 @@ def parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def optimizers(owner: object) -> list[Optimizer]:
+    """The optimizers among an object's attributes."""
+    return [value for value in vars(owner).values() if isinstance(value, Optimizer)]
+
+
+def linear_decay(step: int, total_steps: int) -> float:
+    """The factor of the learning rates that falls in a straight line from 1 to 0 over the run."""
+    return max(0.0, 1.0 - step / total_steps)
+
+
+def with_linear_decay(update: Callable[[int], None], agent: object, total_steps: int) -> Callable[[int], None]:
+    """`update(step)` with all of the agent's learning rates scaled to the step.
+
+    They become tensors, so that a graph reads them at every call instead of holding their first values.
+    """
+    groups = [(optimizer, i) for optimizer in optimizers(agent) for i in range(len(optimizer.param_groups))]
+    initial = [optimizer.param_groups[i]["lr"] for optimizer, i in groups]
+    for optimizer, i in groups:
+        if traceable(optimizer):
+            group = optimizer.param_groups[i]
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+
+    def decayed(step: int) -> None:
+        factor = linear_decay(step, total_steps)
+        for (optimizer, i), lr in zip(groups, initial, strict=True):
+            group = optimizer.param_groups[i]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(factor * lr)
+            else:
+                group["lr"] = factor * lr
+        update(step)
+
+    return decayed
+
+
 def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) -> Tensor:
     """One gradient step on the optimizer's own parameters; returns the gradient norm before clipping.
 

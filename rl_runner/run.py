@@ -16,13 +16,14 @@ from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger
 from rl_runner.machine import facts, resolve_device, set_up, versions
+from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import checkpoint, snapshot
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
 from rl_runner.persistence.saver import Saver
 from rl_runner.persistence.session import Session
 from rl_runner.progress import Progress
-from rl_runner.protocols import Agent, Replay
+from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
 from rl_runner.train import Run, crossed, train, updates_due
@@ -32,8 +33,7 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     """Construct every part of a run; nothing else decides what it consists of."""
     envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
     agent, wired = build_agent(config, envs.spec)
-    wired |= {"gamma": agent.gamma, "directory": directory}
-    replay: Replay = wire(factory(config.replay, config.plugins), wired)
+    replay = wire(factory(config.replay, config.plugins), wired | {"gamma": agent.gamma, "directory": directory})
     evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
     return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
 
@@ -123,6 +123,8 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     if saved and extends(config, saved) and crossed(config.eval_every, parts.step - config.num_envs, parts.step):
         on_row(parts.evaluator(parts.agent, config.eval_episodes)[0])  # the final evaluation had taken its place
     update = accelerate.build_update(parts.agent, parts.replay, parts.averages, origin["accelerate"])
+    if config.lr_schedule == "linear":
+        update = with_linear_decay(update, parts.agent, config.total_steps)
     try:
         train(parts, update, on_row, after_step)
     except RunFailed:

@@ -12,6 +12,7 @@ from rl_runner.config.schema import Config
 from rl_runner.envs import Envs, Spec
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages
+from rl_runner.optim import linear_decay
 from rl_runner.protocols import Agent, Replay
 
 
@@ -83,7 +84,7 @@ def uniform_policy(spec: Spec, num_envs: int, stream: torch.Generator) -> Callab
 
 def training_row(run: Run, speed: dict[str, float]) -> dict[str, float]:
     """What has happened since the last row, by tag."""
-    row = run.averages.read() | exploration(run) | speed
+    row = run.averages.read() | schedules(run) | speed
     if episodes := run.finished_episodes:
         row["charts/episodic_return"] = sum(total for total, _ in episodes) / len(episodes)
         row["charts/episodic_length"] = sum(length for _, length in episodes) / len(episodes)
@@ -91,10 +92,12 @@ def training_row(run: Run, speed: dict[str, float]) -> dict[str, float]:
     return row
 
 
-def exploration(run: Run) -> dict[str, float]:
-    """ε or noise scale by tag, of an agent that tells."""
-    tell = getattr(run.agent, "exploration", None)
-    return tell(run.step) if tell else {}
+def schedules(run: Run) -> dict[str, float]:
+    """What may change on schedule, by tag: ε or noise scale of an agent that tells, a learning rate that falls."""
+    values: dict[str, float] = getattr(run.agent, "exploration", lambda step: {})(run.step)
+    if run.config.lr_schedule == "linear" and "lr" in run.config.optimizer:
+        values["charts/learning_rate"] = run.config.optimizer["lr"] * linear_decay(run.step, run.config.total_steps)
+    return values
 
 
 class Stopwatch:

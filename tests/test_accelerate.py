@@ -14,6 +14,7 @@ from rl_runner.capture import WARM_UP, CpuGraphs, tensors_and_key, with_tensors
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
+from rl_runner.optim import with_linear_decay
 from rl_runner.replay import PrioritizedReplay, UniformReplay
 from rl_runner.run import build
 from rl_runner.train import train
@@ -177,6 +178,23 @@ def test_compiled_tables_are_eager_ones(configure: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["adam", *(pytest.param(name, marks=SLOW) for name in ("adamw", "rmsprop", "sgd"))])
+def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, name: str) -> None:
+    agents = []
+    for mode in ("eager", "compile"):
+        agent = make_agent("dqn", network=NETWORK, optimizer=OPTIMIZERS[name])
+        update = accelerate.build_update(agent, InDouble(filled_replay("dqn")), Averages(), mode)
+        update = with_linear_decay(update, agent, total_steps=20)
+        for step in range(20):
+            update(step)
+        agents.append(agent)
+    eager, compiled = agents
+    assert_close(compiled, eager, rtol=1e-6, atol=1e-9)
+    assert compiled.optimizer.param_groups[0]["lr"].item() == pytest.approx(3e-3 / 20)
+    assert compiled.learn.direct, "the graph was not called directly"
+    assert_one_graph()
+
+
 def test_the_first_update_in_single_precision(make_agent: Any) -> None:
     """As runs are; later, Adam amplifies the differences in rounding."""
     keys = {"network": NETWORK, "optimizer": OPTIMIZERS["adam"]}

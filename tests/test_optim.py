@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.lr_scheduler import LambdaLR
 
-from rl_runner.optim import build, hard_copy, minimize, parameters, polyak, traceable
+from rl_runner.optim import build, hard_copy, minimize, parameters, polyak, traceable, with_linear_decay
 
 ADAM = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3}
 VARIANTS: list[tuple[type[Optimizer], dict[str, Any]]] = [
@@ -50,6 +51,40 @@ def test_every_optimizer_steps_like_its_own_step(float64: None, kind: type[Optim
         reference.step()
         for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("kind", "keys"), VARIANTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_learning_rates_fall_like_a_scheduler_of_pytorch(
+    float64: None, kind: type[Optimizer], keys: dict[str, Any]
+) -> None:
+    class Agent:
+        """Two optimizers with learning rates of their own."""
+
+        def __init__(self, net: nn.Sequential):
+            self.body = build(functools.partial(kind, **keys), list(net[0].parameters()))
+            self.head = build(functools.partial(kind, **keys), list(net[2].parameters()), lr=0.05)
+
+    net, twin = network(), network()
+    agent = Agent(net)
+    references = [kind(twin[0].parameters(), **keys), kind(twin[2].parameters(), **keys | {"lr": 0.05})]
+    schedulers = [LambdaLR(reference, lambda update: 1 - (4 * update) / 24) for reference in references]
+    update = with_linear_decay(
+        lambda step: [minimize(loss_of(net, step), optimizer) for optimizer in (agent.body, agent.head)],
+        agent,
+        total_steps=24,
+    )
+    for i in range(7):
+        update(4 * i)
+        for reference, scheduler in zip(references, schedulers, strict=True):
+            twin.zero_grad()
+            loss_of(twin, 4 * i).backward()
+            reference.step()
+            scheduler.step()
+        for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    before = [p.detach().clone() for p in net.parameters()]
+    update(28)  # past the end, as a last round of several environments may be
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
 def test_several_parameter_groups_keep_their_own_settings(float64: None) -> None:

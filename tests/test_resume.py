@@ -31,7 +31,7 @@ TINY = (
     "tuned=none", "learning_starts=40", "total_steps=240", "checkpoint_every=50", "log_every=20", "eval_every=60",
     "eval_episodes=2", "final_eval_episodes=3", "network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100",
 )  # fmt: skip
-DQN = ("algo=dqn", "env=CartPole-v1")
+DQN = ("algo=dqn", "env=CartPole-v1", "lr_schedule=linear")
 SAC = ("algo=sac", "env=Pendulum-v1", "update_every=4")
 
 Configure = Callable[..., Config]
@@ -157,6 +157,7 @@ def test_extending_stretches_schedules_and_says_so(
     said = capsys.readouterr().out
     assert "total_steps 240 becomes 480: every schedule of the run is stretched" in said
     assert "charts/epsilon at step 240 was 0.05, is 0.525" in said
+    assert "charts/learning_rate at step 240 was 0, is 0.0005" in said
     at_step(333, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         resume.main([str(tmp_path / "other"), "total_steps=480"])

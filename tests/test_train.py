@@ -218,6 +218,12 @@ def test_every_metric_of_the_algorithm_is_logged(configure: Any, algo: str) -> N
     assert tags == expected
 
 
+def test_a_falling_learning_rate_is_logged(configure: Any) -> None:
+    rows = finish(start(configure, "dqn", "lr_schedule=linear", "optimizer.lr=0.02", "total_steps=40", "log_every=10"))
+    logged = {row["step"]: row["charts/learning_rate"] for row in rows if "charts/learning_rate" in row}
+    assert logged == pytest.approx({10: 0.015, 20: 0.01, 30: 0.005, 40: 0.0})
+
+
 # Averages
 
 

@@ -54,6 +54,7 @@ class RunLevel(Strict):
     learning_starts: NonNegativeInt
     update_every: PositiveInt
     updates: PositiveInt
+    lr_schedule: Literal["constant", "linear"]
     device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]

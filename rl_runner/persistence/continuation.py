@@ -13,7 +13,7 @@ from rl_runner.persistence import snapshot
 from rl_runner.persistence.checkpoint import Saved
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.rundir import RESULT, STATUS, read_json
-from rl_runner.train import Run, exploration
+from rl_runner.train import Run, schedules
 
 # What changes nothing that a run has learned; everything else must stay as it was.
 FREE = {
@@ -89,10 +89,10 @@ def _stretched(parts: Run, saved: Saved) -> list[str]:
     total, new_total = saved.origin["config"]["total_steps"], parts.config.total_steps
     if total == new_total:
         return []
-    before = saved.state["exploration"]
+    before = saved.state["schedules"]
     return [f"total_steps {total:,} becomes {new_total:,}: every schedule of the run is stretched to that"] + [
         f"{tag} at step {saved.step:,} was {before[tag]:.4g}, is {value:.4g}"
-        for tag, value in exploration(parts).items()
+        for tag, value in schedules(parts).items()
         if tag in before and before[tag] != value
     ]
 

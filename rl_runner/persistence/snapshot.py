@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.train import Run, exploration
+from rl_runner.train import Run, schedules
 
 
 def check(run: Run) -> None:
@@ -27,7 +27,7 @@ def take(run: Run) -> dict[str, Any]:
         "updates": run.updates,
         "training_seconds": run.training_seconds,
         "finished_episodes": run.finished_episodes,
-        "exploration": exploration(run),
+        "schedules": schedules(run),
         "agent": run.agent.state_dict(),
         "replay": run.replay.state_dict(),
         "envs": run.envs.state_dict(),
