@@ -42,6 +42,7 @@ def with_linear_decay(update: Callable[[int], None], agent: object, total_steps:
 
     They become tensors, so that a graph reads them at every call instead of holding their first values.
     """
+    # By position: loading the state of an optimizer from outside puts new groups in the place of the old ones.
     groups = [(optimizer, i) for optimizer in optimizers(agent) for i in range(len(optimizer.param_groups))]
     initial = [optimizer.param_groups[i]["lr"] for optimizer, i in groups]
     for optimizer, i in groups:

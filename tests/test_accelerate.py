@@ -177,7 +177,6 @@ def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     assert_one_graph(acting=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", *(pytest.param(name, marks=SLOW) for name in ("adamw", "rmsprop", "sgd"))])
 def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, name: str) -> None:
     agents = []
@@ -195,6 +194,7 @@ def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, na
     assert_one_graph()
 
 
+@pytest.mark.slow
 def test_the_first_update_in_single_precision(make_agent: Any) -> None:
     """As runs are; later, Adam amplifies the differences in rounding."""
     keys = {"network": NETWORK, "optimizer": OPTIMIZERS["adam"]}
