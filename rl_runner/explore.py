@@ -1,4 +1,4 @@
-"""Behaviour: ε schedules, ε-greedy choice, Gaussian and Ornstein-Uhlenbeck action noise."""
+"""Behaviour: ε schedules, ε-greedy choice, repeated random actions, Gaussian and Ornstein-Uhlenbeck action noise."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -28,15 +28,60 @@ def epsilon_schedule(
 
 
 def epsilon_greedy(
-    greedy: Callable[[Tensor], Tensor], obs: Tensor, epsilon: float, num_actions: int, generator: torch.Generator
+    greedy: Callable[[Tensor], Tensor],
+    obs: Tensor,
+    epsilon: float,
+    num_actions: int,
+    generator: torch.Generator,
+    extend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda at_random, action: (at_random, action),
 ) -> Tensor:
-    """With probability ε a uniformly random action, otherwise `greedy(obs)`; `[N, *obs]` to int64 `[N]` on the CPU."""
+    """With probability ε a uniformly random action, otherwise `greedy(obs)`; `[N, *obs]` to int64 `[N]` on the CPU.
+
+    `extend` may replace which environments act at random, and how (`[N]` bool, int64).
+    """
     dice = torch.rand(len(obs), generator=generator)
     random_action = torch.randint(num_actions, (len(obs),), generator=generator)
-    at_random = dice < epsilon
+    at_random, random_action = extend(dice < epsilon, random_action)
     if at_random.all():
         return random_action
     return torch.where(at_random, random_action, greedy(obs))
+
+
+class RepeatedActions:
+    """Random actions that last: each is repeated n times, P(n) ∝ n^-μ (εz-greedy, Dabney et al. 2021, with μ = 2).
+
+    Single random actions cancel out within a few steps; a few long pushes cross plateaus that those never leave. An
+    action lasts at most `LONGEST` steps and not beyond its episode. Without `mu` it lasts one step.
+    """
+
+    LONGEST = 10_000
+
+    def __init__(self, mu: float | None, generator: torch.Generator):
+        self.mu, self.generator = mu, generator
+        weights = torch.arange(1, self.LONGEST + 1, dtype=torch.float64) ** -(mu or 0.0)
+        totals = weights.cumsum(0)
+        self.at_most = totals / totals[-1]  # P(duration ≤ n) at index n - 1
+        self.action = self.left = torch.zeros(0, dtype=torch.int64)
+
+    def extend(self, at_random: Tensor, action: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Who acts at random, and how, `[N]` each; `first` marks the environments whose episode has just begun."""
+        if self.mu is None:
+            return at_random, action
+        if len(self.left) != len(first):
+            self.action = self.left = torch.zeros_like(action)
+        dice = torch.rand(len(first), dtype=torch.float64, generator=self.generator)
+        duration = 1 + torch.searchsorted(self.at_most, dice)
+        goes_on = (self.left > 0) & ~first
+        self.action = torch.where(goes_on, self.action, action)
+        self.left = torch.where(goes_on, self.left, duration * at_random) - 1
+        return at_random | goes_on, self.action
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.mu is None else {"action": self.action, "left": self.left}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.mu is not None:
+            self.action, self.left = state["action"].clone(), state["left"].clone()
 
 
 class GaussianNoise:

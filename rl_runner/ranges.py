@@ -5,3 +5,4 @@ from typing import Annotated
 from pydantic import Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+AboveOne = Annotated[float, Field(gt=1)]

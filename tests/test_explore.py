@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_runner.algos.q_learning import QLearning
 from rl_runner.envs import Spec
-from rl_runner.explore import GaussianNoise, OUNoise, action_noise, epsilon_greedy, epsilon_schedule
+from rl_runner.explore import GaussianNoise, OUNoise, RepeatedActions, action_noise, epsilon_greedy, epsilon_schedule
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -64,6 +64,73 @@ def test_epsilon_greedy_randomness_is_independent_of_the_policy() -> None:
     at_random = one == two
     assert 400 < at_random.sum() < 600
     assert torch.equal(two[~at_random], torch.ones(int((~at_random).sum()), dtype=torch.int64))
+
+
+def test_repeated_actions_last_as_long_as_the_zeta_distribution_says() -> None:
+    """P(1), P(2), P(3) and P(more) of n^-2 up to 10 000, whose sum is within 1e-4 of π²/6."""
+    repeats, draws = RepeatedActions(2.0, stream()), 50_000
+    everyone = torch.ones(draws, dtype=torch.bool)
+    repeats.extend(everyone, torch.zeros(draws, dtype=torch.int64), ~everyone)
+    duration = repeats.left + 1
+    assert duration.min() == 1
+    assert duration.max() <= RepeatedActions.LONGEST
+    probability = [6 / torch.pi**2 / n**2 for n in (1, 2, 3)]
+    counts = torch.bincount(duration.clamp(max=4), minlength=5)[1:]
+    expected = torch.tensor([*probability, 1 - sum(probability)]) * draws
+    assert stats.chisquare(counts, expected, sum_check=False).pvalue > 1e-4
+
+
+def test_a_repeated_action_goes_on_until_its_time_or_its_episode_is_over() -> None:
+    repeats = RepeatedActions(2.0, stream())
+    repeats.action, repeats.left = torch.tensor([3, 3, 3, 3]), torch.tensor([2, 1, 0, 2])
+    greedy, new = torch.zeros(4, dtype=torch.bool), torch.tensor([1, 1, 1, 1])
+    episode_begins = torch.tensor([False, False, False, True])
+    at_random, action = repeats.extend(greedy, new, episode_begins)
+    assert at_random.tolist() == [True, True, False, False]
+    assert action[at_random].tolist() == [3, 3]
+    at_random, action = repeats.extend(greedy, new, greedy)
+    assert at_random.tolist() == [True, False, False, False]
+    at_random, action = repeats.extend(~greedy, new, greedy)
+    assert at_random.all()
+    assert action.tolist() == [1, 1, 1, 1]
+
+
+def test_repeated_actions_continue_from_their_saved_state() -> None:
+    one, other = RepeatedActions(1.1, stream()), RepeatedActions(1.1, stream(1))
+    everyone = torch.ones(50, dtype=torch.bool)
+    one.extend(everyone, torch.arange(50), ~everyone)
+    other.load_state_dict(one.state_dict())
+    other.generator.set_state(one.generator.get_state())
+    (at_random, action), (twin_at_random, twin_action) = (
+        repeats.extend(~everyone, torch.zeros(50, dtype=torch.int64), ~everyone) for repeats in (one, other)
+    )
+    assert at_random.any()
+    assert torch.equal(at_random, twin_at_random)
+    assert torch.equal(action, twin_action)
+
+
+def test_without_repetition_not_one_more_random_number_is_drawn() -> None:
+    generator = stream()
+    repeats, everyone = RepeatedActions(None, generator), torch.ones(3, dtype=torch.bool)
+    at_random, action = repeats.extend(everyone, torch.arange(3), everyone)
+    assert torch.equal(at_random, everyone)
+    assert torch.equal(action, torch.arange(3))
+    assert torch.equal(generator.get_state(), stream().get_state())
+    assert repeats.state_dict() == {}
+
+
+def test_dqn_repeats_random_actions(make_agent: Any) -> None:
+    """With ε = 1/2 and durations by n^-1.1 nearly every environment repeats one action most of the time."""
+    agent = make_agent("dqn", epsilon_mu=1.1, epsilon_min=0.5)
+    obs = torch.randn(500, 3, generator=stream())
+    first = torch.zeros(500, dtype=torch.bool)
+    actions = torch.stack([agent.explore(obs, 100, first) for _ in range(60)])[20:]
+    at_random = actions != agent.act(obs)
+    independent = make_agent("dqn", epsilon_min=0.5)
+    baseline = torch.stack([independent.explore(obs, 100, first) for _ in range(40)]) != independent.act(obs)
+    again = (at_random[1:] & at_random[:-1]).sum() / at_random[:-1].sum()
+    assert again > 0.9
+    assert (baseline[1:] & baseline[:-1]).sum() / baseline[:-1].sum() < 0.5
 
 
 def test_gaussian_noise_is_white() -> None:

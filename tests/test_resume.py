@@ -31,7 +31,7 @@ TINY = (
     "tuned=none", "learning_starts=40", "total_steps=240", "checkpoint_every=50", "log_every=20", "eval_every=60",
     "eval_episodes=2", "final_eval_episodes=3", "network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100",
 )  # fmt: skip
-DQN = ("algo=dqn", "env=CartPole-v1", "lr_schedule=linear")
+DQN = ("algo=dqn", "env=CartPole-v1", "lr_schedule=linear", "algo.epsilon_mu=1.5")
 SAC = ("algo=sac", "env=Pendulum-v1", "update_every=4")
 
 Configure = Callable[..., Config]

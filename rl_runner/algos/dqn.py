@@ -1,6 +1,7 @@
 """DQN (Mnih et al. 2015) and, with `double=true`, Double DQN (van Hasselt et al. 2016)."""
 
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from rl_runner import losses
 from rl_runner.envs import Spec
-from rl_runner.explore import epsilon_greedy
+from rl_runner.explore import RepeatedActions, epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
 from rl_runner.networks import NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, build, hard_copy, minimize, polyak
 from rl_runner.persistence.state import pack, unpack
-from rl_runner.ranges import Fraction
+from rl_runner.ranges import AboveOne, Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
 
@@ -26,12 +27,12 @@ class DQN:
     `target_update`: `hard` copies every `target_every` environment steps of the whole run, `polyak` moves by `tau`
     at each update. `huber`: smooth L1 instead of the squared error. `max_grad_norm`: clip the gradient's norm.
     ε falls from 1 to `epsilon_min`: `linear` over `epsilon_fraction` of the run, or `multiplicative` by
-    `epsilon_decay` per environment step.
+    `epsilon_decay` per environment step. `epsilon_mu`: a random action is repeated n times, P(n) ∝ n^-μ.
     """
 
     actions = "discrete"
     observations = "any"
-    PARTS = ("q", "target_q", "optimizer", "behaviour", "copies")
+    PARTS = ("q", "target_q", "optimizer", "behaviour", "repeats", "copies")
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class DQN:
         epsilon_min: Fraction,
         epsilon_fraction: Fraction,
         epsilon_decay: Fraction,
+        epsilon_mu: AboveOne | None,
     ):
         assert spec.num_actions is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
@@ -64,6 +66,7 @@ class DQN:
         self.copies = 0
         self.epsilon = schedule_of(epsilon_schedule, epsilon_min, epsilon_fraction, epsilon_decay, total_steps)
         self.behaviour = generator(seed, "behaviour")
+        self.repeats = RepeatedActions(epsilon_mu, self.behaviour)
         self.q = QNetwork(spec, network, generator(seed, "init")).to(device)
         self.target_q = deepcopy(self.q).requires_grad_(False)
         self.optimizer = build(optimizer, list(self.q.parameters()))
@@ -71,8 +74,12 @@ class DQN:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """ε-greedy actions `[N]`."""
-        epsilon = self.epsilon(step)
-        return epsilon_greedy(lambda obs: self.behave(obs).cpu(), obs, epsilon, self.num_actions, self.behaviour)
+
+        def greedy(obs: Tensor) -> Tensor:
+            return self.behave(obs).cpu()
+
+        extend = partial(self.repeats.extend, first=first)
+        return epsilon_greedy(greedy, obs, self.epsilon(step), self.num_actions, self.behaviour, extend)
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
