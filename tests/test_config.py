@@ -56,7 +56,8 @@ def test_run_level_values_lose_to_groups_groups_to_tuned_tuned_to_the_command_li
     dqn = ["algo=dqn", "env=Acrobot-v1"]
     assert configure("algo=sac", "env=Hopper-v5", "tuned=none").optimizer["lr"] == 3e-4  # the optimizer's file
     assert configure(*dqn, "tuned=none").optimizer["lr"] == 1e-3  # the algorithm's
-    assert configure(*dqn).optimizer["lr"] == tuned.optimizer.lr != 1e-3
+    assert configure(*dqn, "tuned=none").algo["batch_size"] == 64
+    assert configure(*dqn).algo["batch_size"] == tuned.algo.batch_size != 64
     assert configure(*dqn, "optimizer.lr=0.5").optimizer["lr"] == 0.5
 
     assert configure(*dqn, "tuned=none").update_every == 1  # run level
