@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and words[0] in COMMANDS:
-            importlib.import_module(COMMANDS[words[0]]).main(words[1:])
+            command(words[0], words[1:])
         else:
             compose_and_run(words)
     except (UserError, RunFailed, Interrupted) as error:
@@ -29,6 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def command(name: str, words: list[str]) -> None:
+    """Run a sub-command; a file that cannot be read or written is the user's to put right."""
+    try:
+        importlib.import_module(COMMANDS[name]).main(words)
+    except OSError as error:
+        raise UserError(f"{error.filename or f'rl-runner {name}'}: {error.strerror or error}") from error
 
 
 def compose_and_run(words: list[str]) -> None:

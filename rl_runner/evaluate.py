@@ -62,9 +62,6 @@ class Evaluator:
             metrics["eval/exact_return"] = exact.exact_return(self.model, q.argmax(axis=1))
         return metrics, returns
 
-    def close(self) -> None:
-        self.envs.close()
-
     def _play(self, policy: Policy, episodes: int) -> list[Episode]:
         played: list[Episode] = []
         while len(played) < episodes:

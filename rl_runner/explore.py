@@ -102,10 +102,12 @@ class GaussianNoise:
 
 
 class OUNoise:
-    """x ← x - θx + σε, an Ornstein-Uhlenbeck process from 0 in every episode (Lillicrap et al. 2016, θ 0.15)."""
+    """x ← x - θx + σε, an Ornstein-Uhlenbeck process from 0 in every episode (Lillicrap et al. 2016)."""
 
-    def __init__(self, action_dim: int, scale: float, generator: torch.Generator, theta: float = 0.15):
-        self.action_dim, self.scale, self.theta, self.generator = action_dim, scale, theta, generator
+    THETA = 0.15
+
+    def __init__(self, action_dim: int, scale: float, generator: torch.Generator):
+        self.action_dim, self.scale, self.generator = action_dim, scale, generator
         self.x = torch.zeros(0, action_dim)
 
     def __call__(self, first: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class OUNoise:
         noise = torch.randn(len(first), self.action_dim, generator=self.generator)
         previous = self.x if len(self.x) == len(first) else torch.zeros_like(noise)
         previous = torch.where(first.unsqueeze(-1), 0.0, previous)
-        self.x = (1 - self.theta) * previous + self.scale * noise
+        self.x = (1 - self.THETA) * previous + self.scale * noise
         return self.x
 
     def state_dict(self) -> dict[str, Tensor]:

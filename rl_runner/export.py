@@ -25,12 +25,13 @@ def main(argv: list[str]) -> Path:
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
     parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.directory / CONFIG, [*arguments.overrides, "device=cpu"])
     agent, step, rebuild = load(config, arguments.directory)
     envs = Envs(config.env, 1, config.seed, "export", rebuild=rebuild)
     obs = episode(agent, envs)
     file = arguments.out or arguments.directory / POLICY
+    file.parent.mkdir(parents=True, exist_ok=True)
     space = envs.envs[0].action_space
     torch.export.save(program(Policy(agent, space), obs), file)
     check(file, agent, space, obs)

@@ -7,7 +7,8 @@ from torch import nn
 
 from rl_runner.config.schema import Config, written_values
 from rl_runner.envs import EVAL_LIMIT
-from rl_runner.train import Run
+from rl_runner.rundir import flatten
+from rl_runner.train import Run, learning_rates_fall
 
 
 def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
@@ -16,7 +17,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
-        learning(config, num_updates),
+        learning(run, num_updates),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
         f"environment: {continuity}",
@@ -29,11 +30,12 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
     return "\n".join(lines)
 
 
-def learning(config: Config, num_updates: int) -> str:
+def learning(run: Run, num_updates: int) -> str:
     """How often and how much is learned, in words."""
+    config = run.config
     every = "environment step" if config.update_every == 1 else f"{config.update_every:,} environment steps"
     warm_up = f" after {config.learning_starts:,} random ones" if config.learning_starts else ""
-    falling = ", learning rates falling to 0" if config.lr_schedule == "linear" else ""
+    falling = ", learning rates falling to 0" if learning_rates_fall(run) else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
         f"{num_updates:,} in all{falling}"
@@ -79,17 +81,10 @@ def over(result: dict[str, Any], directory: Path) -> str:
 
 def hparams(config: Config) -> dict[str, int | float | str | bool]:
     """The config flattened, for TensorBoard's HPARAMS tab."""
-    flat: dict[str, int | float | str | bool] = {}
-
-    def flatten(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                flatten(child, f"{path}.{key}" if path else key)
-        else:
-            flat[path] = value if isinstance(value, (int, float, str, bool)) else str(value)
-
-    flatten(written_values(config), "")
-    return flat
+    plain = (int, float, str, bool)
+    return {
+        key: value if isinstance(value, plain) else str(value) for key, value in flatten(written_values(config)).items()
+    }
 
 
 def num_parameters(agent: Any) -> int:

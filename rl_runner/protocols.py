@@ -38,9 +38,12 @@ class Agent(Protocol):
 
 
 class Replay(Protocol):
-    """Where transitions wait to be learned from."""
+    """Where transitions wait to be learned from.
 
-    size: int
+    Optional besides: `cut()` when the environments are reset in the middle of their episodes; `grows = True` if tensors
+    that `gather` reads are replaced on the way, which a graph cannot follow; `nbytes(spec, num_envs, **keys)`, static,
+    the memory that it takes.
+    """
 
     def add(
         self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
@@ -57,7 +60,7 @@ class Replay(Protocol):
         """Take note of the TD errors `[B]` of the sampled rows."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The small state; the stored rows are saved apart."""
+        """All that `load_state_dict` needs to go on exactly; only the rows of a `ring`, as in ours, are saved apart."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""

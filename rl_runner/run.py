@@ -100,6 +100,9 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
 def work(config: Config, directory: Path, session: Session, saved: Saved | None) -> dict[str, Any]:
     """Train, evaluate and write what came out, from the beginning or from a checkpoint."""
     parts, origin = prepare(config, directory, saved)
+    update = accelerate.build_update(parts.agent, parts.replay, parts.averages, origin["accelerate"])
+    if config.lr_schedule == "linear":  # before a checkpoint puts learning rates back that have fallen already
+        update = with_linear_decay(update, parts.agent, config.total_steps)
     log = checkpoint.log_of(parts.replay, directory / CHECKPOINT)
     if saved:
         restore(parts, log, saved, origin)
@@ -122,9 +125,6 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
 
     if saved and extends(config, saved) and crossed(config.eval_every, parts.step - config.num_envs, parts.step):
         on_row(parts.evaluator(parts.agent, config.eval_episodes)[0])  # the final evaluation had taken its place
-    update = accelerate.build_update(parts.agent, parts.replay, parts.averages, origin["accelerate"])
-    if config.lr_schedule == "linear":
-        update = with_linear_decay(update, parts.agent, config.total_steps)
     try:
         train(parts, update, on_row, after_step)
     except RunFailed:

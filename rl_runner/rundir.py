@@ -1,6 +1,8 @@
-"""The run directory is the contract: the names of its files, and how JSON is put into them."""
+"""The run directory is the contract: the names of its files, and how JSON and the config are put into them."""
 
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ VIDEOS = "videos"
 POLICY = "policy.pt2"
 SWEEP = "sweep.json"  # marks a directory of runs that belong together, and holds their command
 SEARCH = "search.json"  # what a search over hyperparameters has found
+COMMAND = "# rl-runner "  # begins a saved config's first line, the command line
 
 
 def write_json(path: Path, content: dict[str, Any], sync: bool = True) -> None:
@@ -29,6 +32,20 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def command_line_of(config: str) -> list[str]:
+    """The words of the comment `# rl-runner key=value ...` above the text of a saved config."""
+    first = config.partition("\n")[0]
+    return shlex.split(first.removeprefix(COMMAND)) if first.startswith(COMMAND) else []
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def attempts(directory: Path) -> list[Path]:

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
     parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
     parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.directory / CONFIG, arguments.overrides)
     agent, step, rebuild = load(config, arguments.directory)
     episodes = arguments.episodes or config.final_eval_episodes
@@ -68,9 +68,9 @@ def record(agent: Agent, config: Config, folder: Path, step: int) -> Path:
         raise UserError(f"{config.env.id} cannot be filmed: {error}".splitlines()[0]) from error
     to_env = action_map(env.action_space)
     obs, _ = env.reset(seed=derive(config.seed, "eval", 0, 0))
-    dtype = spec_of(env, config.env.frame_stack).obs_dtype
-    for _ in range(config.env.max_episode_steps or EVAL_LIMIT):
-        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=dtype).unsqueeze(0))
+    spec = spec_of(env, config.env.frame_stack)
+    for _ in range(spec.max_episode_steps or EVAL_LIMIT):
+        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=spec.obs_dtype).unsqueeze(0))
         obs, _, terminated, truncated, _ = env.step(to_env(action.numpy(force=True))[0])
         if terminated or truncated:
             break

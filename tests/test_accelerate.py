@@ -177,6 +177,37 @@ def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     assert_one_graph(acting=1)
 
 
+class Summing:
+    """Learns nothing, but tells what from."""
+
+    batch_size = 64
+
+    def update(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        return self.learn(batch)
+
+    def learn(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        return {"sum": batch.next_obs.double().sum()}, batch.reward
+
+
+@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+def test_a_graph_follows_final_observations_that_are_moved(kind: str) -> None:
+    replays = [filled_replay("dqn", kind, deduplicate=True, capacity=1000) for _ in range(2)]
+    averages = [Averages() for _ in replays]
+    updates = [
+        accelerate.build_update(Summing(), *parts, mode)
+        for *parts, mode in zip(replays, averages, ("compile", "eager"), strict=True)
+    ]
+    rows = torch.randn(30, 20, 2, 3)
+    for more in rows:
+        for obs in more:  # 40 episodes of one step, where there is room for 64 at first
+            for replay in replays:
+                replay.add(obs, torch.zeros(2).long(), obs[:, 0], torch.zeros(2) > 0, torch.zeros(2) == 0, obs + 1)
+        for update in updates:
+            update(0)
+        compiled, eager = (mean.read()["sum"] for mean in averages)
+        assert compiled == pytest.approx(eager, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", ["adam", *(pytest.param(name, marks=SLOW) for name in ("adamw", "rmsprop", "sgd"))])
 def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, name: str) -> None:
     agents = []

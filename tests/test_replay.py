@@ -448,7 +448,7 @@ def test_compiled_it_is_the_same_and_is_compiled_once(kind: str) -> None:
 
 def test_last_gives_the_step_just_added() -> None:
     spec = Spec((), torch.int64, 9, 2, None, 1, None)
-    replay = LastReplay(spec=spec, num_envs=2, gamma=GAMMA, total_steps=1, seed=0, device="cpu", directory=None)
+    replay = LastReplay(gamma=GAMMA)
     assert replay.size == 0
     for row in islice(experience(spec, 2, "both"), 20):
         replay.add(*row)

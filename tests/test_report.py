@@ -115,8 +115,20 @@ def test_no_false_winner_among_many_equal_groups():
     for _ in range(200):
         scores = {str(i): rng.normal(0, 1, 10) for i in range(6)}
         best = max(scores, key=lambda name: scores[name].mean())
-        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best], RETURNS))
+        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best], RETURNS, 6))
     assert wrong / 200 <= 0.08
+
+
+def test_the_best_of_our_groups_against_published_scores_is_chosen_too(tmp_path: Path):
+    """One of four groups stands beside two published methods: six groups, of which any pair is 95 % sure at once."""
+    for i, name in enumerate(("dqn", "ddqn", "td3", "sac")):
+        write_group(tmp_path, [90 + 3 * i, 100 + 3 * i, 110 + 3 * i], name)
+    published = {name: np.array(scores) for name, scores in {"A": [70.0, 72.0, 74.0], "B": [60.0, 61.0, 65.0]}.items()}
+    reference = Reference({("CartPole", name): {1000: scores} for name, scores in published.items()})
+    against_a, against_b = find([tmp_path], "eval/return_mean", reference).published["CartPole-v1"]
+    ours = np.array([99.0, 109.0, 119.0])
+    assert against_a.interval == statistics.difference_interval(ours, published["A"], 6)
+    assert against_b.interval == statistics.difference_interval(ours, published["B"], 6)
 
 
 def test_constant_scores_have_an_interval_of_no_width():
@@ -144,15 +156,15 @@ def test_better_and_not_distinguishable():
         "dqn": np.array([61.0, 60.0, 59.0]),
         "td3": np.array([0.0, 90, 180]),
     }
-    assert compare("ddqn", scores, ["dqn"], RETURNS)[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
+    assert compare("ddqn", scores, ["dqn"], RETURNS, 2)[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
     # variance of td3 is 8100: half width = t(0.975, 2.0015) * sqrt(1 / 3 + 2700) = 4.3 * 51.96
-    open_case = compare("ddqn", scores, ["td3"], RETURNS)[0]
+    open_case = compare("ddqn", scores, ["td3"], RETURNS, 2)[0]
     assert not open_case.decided
     assert open_case.sentence() == "ddqn and td3 are not distinguishable with 3 seeds: +10 [-214, 234]."
 
 
 def test_one_seed_is_no_comparison():
-    comparison = compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"], RETURNS)[0]
+    comparison = compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"], RETURNS, 2)[0]
     assert comparison.sentence() == "a and b cannot be compared with one seed: +1.5."
 
 

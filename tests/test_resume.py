@@ -19,6 +19,7 @@ from gymnasium import spaces
 from killing import assert_same, kill, rows, start
 
 from rl_runner import resume, saved_policy
+from rl_runner.__main__ import main
 from rl_runner.config.schema import Config
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.persistence.checkpoint import newest, seal
@@ -137,6 +138,18 @@ def test_an_extended_run_without_schedules_is_the_longer_run(configure: Configur
     results = [read_json(tmp_path / name / RESULT) for name in ("extended", "longer")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
     assert _by_step(tmp_path / "extended") == _by_step(tmp_path / "longer")
+
+
+def test_learning_rates_fall_from_where_they_began_after_a_stop(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    """Also those of an optimizer that loads the fallen rate together with its state."""
+    config = configure(*TINY, *DQN, "optimizer._target_=torch.optim.NAdam")
+    whole = run(config, tmp_path / "whole")
+    at_step(130, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "stopped")
+    assert run(config, tmp_path / "stopped")["params_sha256"] == whole["params_sha256"]
 
 
 def _by_step(directory: Path) -> dict[int, dict[str, float]]:
@@ -366,6 +379,21 @@ def test_saved_policy_is_the_one_that_was_trained(finished_run: Path, capsys: py
     trained, again = read_json(finished_run / RESULT), saved_policy.main([str(finished_run)])
     assert {key: trained[key] for key in again} == again
     assert "CartPole-v1, policy of step 240, 3 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_place_that_cannot_be_written_is_one_line(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (blocked := finished_run / "a_file").touch()
+    assert main([command, str(finished_run), "--out", str(blocked / "out" / "policy.pt2")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(blocked) in line
+    assert "Not a directory" in line
+
+
+def test_plugins_may_be_named_after_an_option(finished_run: Path) -> None:
+    assert len(saved_policy.main([str(finished_run), "--episodes", "2", "plugins=[]"])["episode_returns"]) == 2
 
 
 def test_video_is_recorded(finished_run: Path) -> None:

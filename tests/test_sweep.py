@@ -20,6 +20,7 @@ from rl_runner.rundir import RESULT, read_json
 from rl_runner.sweep.board import duration
 from rl_runner.sweep.conduct import owned
 from rl_runner.sweep.jobs import grid_identity, job_hash, jobs_in, sweep_directory
+from rl_runner.sweep.plan import _together
 
 Command = Callable[..., Ended]
 
@@ -97,6 +98,13 @@ def test_dry_run_tells_and_starts_nothing(rl_runner: Command, tmp_path: Path) ->
     ]
     assert "time: unknown, no similar run has finished under outputs/" in ended.out[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_takes_no_less_than_its_longest_job() -> None:
+    assert _together([60.0, 120.0], at_once=1) == "3 min"
+    assert _together([60.0, 120.0], at_once=2) == "2 min"
+    assert _together([60.0] * 6, at_once=2) == "3 min"
+    assert _together([60.0, None], at_once=2).startswith("unknown")
 
 
 def test_sweep_is_found_again_by_its_jobs_alone(configure: Callable[..., Config], tmp_path: Path) -> None:

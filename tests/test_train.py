@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from scipy import stats
 
-from rl_runner import accelerate
+from rl_runner import accelerate, header
 from rl_runner.algos import dqn
 from rl_runner.errors import RunFailed
 from rl_runner.logger import Averages
@@ -222,6 +222,12 @@ def test_a_falling_learning_rate_is_logged(configure: Any) -> None:
     rows = finish(start(configure, "dqn", "lr_schedule=linear", "optimizer.lr=0.02", "total_steps=40", "log_every=10"))
     logged = {row["step"]: row["charts/learning_rate"] for row in rows if "charts/learning_rate" in row}
     assert logged == pytest.approx({10: 0.015, 20: 0.01, 30: 0.005, 40: 0.0})
+
+
+def test_a_table_has_no_learning_rate_that_falls(configure: Any) -> None:
+    run = start(configure, "q_learning", "lr_schedule=linear", "total_steps=40", "log_every=10")
+    assert "falling" not in header.learning(run, 40)
+    assert not [row for row in finish(run) if "charts/learning_rate" in row]
 
 
 # Averages

@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(place for place in (PACKAGE / "configs", PACKAGE.parent / "configs") if place.is_dir())
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
 CHOICES = ("algo", "env", "network", "optimizer", "replay", "tuned")
 
 
@@ -47,6 +48,8 @@ class BeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
+            if ignored := [word for word in config.hydra.overrides.hydra if word.startswith(FOR_SWEEPS)]:
+                raise UserError(f"{' '.join(ignored)} is for sweeps: add -m")
             if config.hydra.sweeper.get("params"):
                 raise UserError(f"experiment={config.hydra.runtime.choices.experiment} is a sweep: add -m")
             validated = validate_composed(config)

@@ -56,6 +56,8 @@ def problems_of(load: Compose, overrides: Sequence[str]) -> list[str]:
         composed = load(overrides)
     except REFUSALS:
         composed, problems = _compose_what_can_be(load, overrides)
+        if any(line.startswith("algo=") for line in problems):
+            return problems  # the others may be right for the algorithm that was meant
     try:
         validate_composed(composed)
     except UserError as error:

@@ -72,7 +72,8 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
             return f"{key}: to pass a new argument to the environment write +{override}"
         return unknown_key(key, known)
     if first.startswith(("Ambiguous value", "Sweep parameters")):
-        return f"{override}: several values: add -m to sweep over them, or write {key}=[{value}] for a list"
+        or_list = "" if any(name.startswith(f"{key}.") for name in known) else f", or write {key}=[{value}] for a list"
+        return f"{override}: several values: add -m to sweep over them{or_list}"
     return f"{override}: {' '.join(str(error).split()) if isinstance(error, YAMLError) else first}"
 
 
@@ -92,12 +93,14 @@ def _line(key: str, details: list["ErrorDetails"], known: list[str]) -> str:
         return unknown_key(key, known)
     if first["type"] == "missing":
         return f"{key}: missing"
-    wanted = [_wanted(detail) for detail in details if detail["type"] != "is_instance_of"]
+    wanted = [_wanted(detail) for detail in details if "instance of Tensor" not in detail["msg"]]
     return f"{key}={_shown(first['input'])}: must be {' or '.join(dict.fromkeys(wanted))}"
 
 
 def _wanted(detail: "ErrorDetails") -> str:
     """What the value should have been, from pydantic's "Input should be a valid integer, unable to parse ..."."""
+    if "Sequence" in detail["msg"]:  # in the words of Python's types
+        return "a list, such as [256,256]"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return message.partition(", ")[0] if "parsing" in detail["type"] or "_type" in detail["type"] else message
 

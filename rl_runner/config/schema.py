@@ -17,11 +17,11 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, Private
 from rl_runner.config.problems import flat_keys, override_problem, value_problems
 from rl_runner.config.targets import Strict, factory, import_plugins, read_group
 from rl_runner.errors import UserError
+from rl_runner.rundir import COMMAND, command_line_of
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
 
 GROUPS = ("algo", "network", "optimizer", "replay")
-COMMAND = "# rl-runner "  # begins a saved config's first line, the command line
 Written = dict[tuple[Any, ...], str]
 
 
@@ -199,8 +199,7 @@ def _read(path: Path) -> tuple[DictConfig, list[str]]:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(saved, DictConfig) or not isinstance(saved.get("chosen", {}), Mapping):
         raise UserError(f"{path} is not the config of a run")
-    first = text.partition("\n")[0]
-    return saved, shlex.split(first.removeprefix(COMMAND)) if first.startswith(COMMAND) else []
+    return saved, command_line_of(text)
 
 
 def _packages(saved: DictConfig) -> list[str]:

@@ -132,11 +132,6 @@ class Envs:
         self._begin(obs)
         return lines
 
-    def close(self) -> None:
-        """Release what the environments hold."""
-        for env in self.envs:
-            env.close()
-
     def _begin(self, obs: np.ndarray) -> None:
         self._check_finite(obs)
         self.obs = torch.from_numpy(obs)

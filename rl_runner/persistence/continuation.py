@@ -12,7 +12,7 @@ from rl_runner.machine import resolve_device
 from rl_runner.persistence import snapshot
 from rl_runner.persistence.checkpoint import Saved
 from rl_runner.replay.rowlog import RowLog
-from rl_runner.rundir import RESULT, STATUS, read_json
+from rl_runner.rundir import RESULT, STATUS, flatten, read_json
 from rl_runner.train import Run, schedules
 
 # What changes nothing that a run has learned; everything else must stay as it was.
@@ -95,11 +95,3 @@ def _stretched(parts: Run, saved: Saved) -> list[str]:
         for tag, value in schedules(parts).items()
         if tag in before and before[tag] != value
     ]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -15,17 +15,7 @@ class LastReplay:
     The rows stay on the CPU, where tables are.
     """
 
-    def __init__(
-        self,
-        *,
-        spec: Spec,
-        num_envs: int,
-        gamma: float,
-        total_steps: int,
-        seed: int,
-        device: torch.device | str,
-        directory: object,
-    ):
+    def __init__(self, *, gamma: float):
         self._gamma = gamma
         self._newest: tuple[Tensor, ...] = ()
         self._drawn = 0

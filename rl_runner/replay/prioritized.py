@@ -49,6 +49,7 @@ class PrioritizedReplay:
     ):
         self._device = torch.device(device)
         layout = Layout(spec, num_envs, capacity, deduplicate)
+        self.grows = deduplicate  # the table of final observations is moved when it is full
         self.ring = Ring(layout, gamma, n_step, storage, self._device, directory)
         self._priorities = Priorities(layout.rows, self._device)
         self._alpha, self._beta, self._beta_end, self._epsilon = alpha, beta, beta_end, epsilon

@@ -94,7 +94,7 @@ def _against_published(study: Study, env: str, reference: Reference) -> list[Com
     if not published or not scored:
         return []
     best = max(scored, key=lambda group: scores[group].mean())
-    return compare(best, scores | published, list(published), words_for(study.tag))
+    return compare(best, scores | published, list(published), words_for(study.tag), len(scored) + len(published))
 
 
 def write(findings: Findings, out: Path, title: str) -> Path:

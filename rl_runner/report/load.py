@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from rl_runner.errors import UserError
 from rl_runner.report.progress import progress
-from rl_runner.rundir import CONFIG, METRICS, RESULT, STATUS
+from rl_runner.rundir import CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
 
 Array = NDArray[np.float64]
 
@@ -98,25 +97,11 @@ def read_run(directory: Path, name: str) -> Run:
     config = yaml.safe_load(text)
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} holds no mapping")
-    settings = flatten(config) | {"command": _command_line(text)}
-    status, result = _json(directory / STATUS), _json(directory / RESULT)
+    settings = flatten(config) | {"command": command_line_of(text)}
+    status, result = read_json(directory / STATUS), read_json(directory / RESULT)
     state = str(status.get("state") or ("finished" if result else "unknown"))
     lines = str(status.get("error") or "").strip().splitlines()
     return Run(name, settings, state, lines[-1] if lines else "", result, read_curves(directory / METRICS))
-
-
-def _command_line(config: str) -> list[str]:
-    """The words of the comment `# rl-runner key=value ...` above a saved config."""
-    head = config.partition("\n")[0]
-    return shlex.split(head.removeprefix("# rl-runner")) if head.startswith("# rl-runner") else []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -137,12 +122,3 @@ def read_curves(path: Path) -> dict[str, Curve]:
 def _curve(by_step: dict[float, float]) -> Curve:
     steps = np.array(sorted(by_step))
     return Curve(steps, np.array([by_step[step] for step in steps]))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

@@ -62,12 +62,14 @@ class Comparison:
         return f"{few} seeds" if few == many else f"{self.seeds[0]} and {self.seeds[1]} seeds"
 
 
-def compare(leader: str, scores: Mapping[str, Array], others: Sequence[str], words: Words) -> list[Comparison]:
-    """The leader against each of the others, simultaneously at 95 %."""
+def compare(
+    leader: str, scores: Mapping[str, Array], others: Sequence[str], words: Words, groups: int
+) -> list[Comparison]:
+    """The leader against each of the others, at 95 % simultaneously over all pairs of the `groups` it was among."""
     comparisons = []
     for other in others:
         a, b = scores[leader], scores[other]
-        interval = difference_interval(a, b, len(others) + 1) if min(len(a), len(b)) > 1 else None
+        interval = difference_interval(a, b, groups) if min(len(a), len(b)) > 1 else None
         comparisons.append(Comparison(leader, other, (len(a), len(b)), float(a.mean() - b.mean()), interval, words))
     return comparisons
 
@@ -76,7 +78,7 @@ def comparisons_in(study: Study, env: str) -> list[Comparison]:
     """The group with the highest mean against every other group of an environment, best first."""
     scores = {group: study.scores(env, group) for group in study.groups_in(env)}
     ranked = sorted((group for group in scores if len(scores[group])), key=lambda group: -scores[group].mean())
-    return compare(ranked[0], scores, ranked[1:], words_for(study.tag)) if ranked else []
+    return compare(ranked[0], scores, ranked[1:], words_for(study.tag), len(ranked)) if ranked else []
 
 
 def headline(study: Study, comparisons: Mapping[str, list[Comparison]]) -> str:

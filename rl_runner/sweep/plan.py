@@ -12,7 +12,6 @@ from rich.text import Text
 from rl_runner.config.schema import Config
 from rl_runner.config.targets import resolve
 from rl_runner.config.validate import env_spec
-from rl_runner.replay import bytes_per_transition
 from rl_runner.rundir import CONFIG, RESULT, read_json
 from rl_runner.sweep.board import duration
 from rl_runner.sweep.jobs import Job
@@ -29,17 +28,15 @@ def print_plan(jobs: Sequence[Job], directory: Path, n_jobs: int) -> None:
     results = sorted(Path("outputs").rglob(RESULT), key=lambda path: path.stat().st_mtime)[-MOST:]
     earlier = [(read_json(path), _config(path)) for path in results]
     table = Table("job", "", "steps", "updates", "replay", "time", box=None, pad_edge=False)
-    total: float | None = 0.0
-    for job in jobs:
-        seconds = 0.0 if job.finished else _seconds(job.config, earlier)
-        total = None if seconds is None or total is None else total + seconds
+    times = [0.0 if job.finished else _seconds(job.config, earlier) for job in jobs]
+    for job, seconds in zip(jobs, times, strict=True):
         state = "finished" if job.finished else "continues" if job.status() else "new"
         steps, updates = f"{job.config.total_steps:,}", f"{_updates(job.config):,}"
         table.add_row(Text(job.name), state, steps, updates, f"{_megabytes(job.config):,.1f} MB", _said(seconds))
     console = Console()
     console.print(table)
-    together = "unknown, no similar run has finished under outputs/" if total is None else _said(total / n_jobs)
     at_once = min(n_jobs, len(jobs))
+    together = _together(times, at_once)
     console.print(f"{len(jobs)} jobs in {directory}, {at_once} at once; time: {together}", soft_wrap=True)
 
 
@@ -54,7 +51,7 @@ def _megabytes(config: Config) -> float:
     if not hasattr(replay, "nbytes") or "capacity" not in keys:
         return 0.0
     spec = env_spec(config.env.model_dump_json())
-    return bytes_per_transition(replay, spec, config.num_envs, **keys) * keys["capacity"] / 1e6
+    return replay.nbytes(spec, config.num_envs, **keys) / 1e6
 
 
 def _seconds(config: Config, earlier: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
@@ -62,6 +59,14 @@ def _seconds(config: Config, earlier: Sequence[tuple[dict[str, Any], dict[str, A
     pace = _pace(config.model_dump(mode="json"))
     paces = [result["wall_seconds"] / result["total_steps"] for result, made in earlier if _pace(made) == pace]
     return paces[-1] * config.total_steps if paces else None
+
+
+def _together(times: Sequence[float | None], at_once: int) -> str:
+    """How long all jobs take, in words: no less than the longest of them."""
+    known = [seconds for seconds in times if seconds is not None]
+    if len(known) < len(times):
+        return "unknown, no similar run has finished under outputs/"
+    return duration(max(sum(known) / at_once, *known))
 
 
 def _pace(config: dict[str, Any]) -> list[Any]:

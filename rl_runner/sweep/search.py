@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 
 class Search:
-    """Asks and tells until `n_trials` have finished or were pruned."""
+    """Asks and tells until `n_trials` have finished, were pruned or failed; those that failed come again next time."""
 
     def __init__(
         self,
