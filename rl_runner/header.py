@@ -7,8 +7,9 @@ from torch import nn
 
 from rl_runner.config.schema import Config, written_values
 from rl_runner.envs import EVAL_LIMIT
+from rl_runner.optim import optimizers
 from rl_runner.rundir import flatten
-from rl_runner.train import Run, learning_rates_fall
+from rl_runner.train import Run
 
 
 def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
@@ -35,7 +36,7 @@ def learning(run: Run, num_updates: int) -> str:
     config = run.config
     every = "environment step" if config.update_every == 1 else f"{config.update_every:,} environment steps"
     warm_up = f" after {config.learning_starts:,} random ones" if config.learning_starts else ""
-    falling = ", learning rates falling to 0" if learning_rates_fall(run) else ""
+    falling = ", learning rates falling to 0" if config.lr_schedule == "linear" and optimizers(run.agent) else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
         f"{num_updates:,} in all{falling}"

@@ -95,14 +95,9 @@ def training_row(run: Run, speed: dict[str, float]) -> dict[str, float]:
 def schedules(run: Run) -> dict[str, float]:
     """What may change on schedule, by tag: ε or noise scale of an agent that tells, a learning rate that falls."""
     values: dict[str, float] = getattr(run.agent, "exploration", lambda step: {})(run.step)
-    if learning_rates_fall(run) and "lr" in run.config.optimizer:
+    if run.config.lr_schedule == "linear" and optimizers(run.agent) and "lr" in run.config.optimizer:
         values["charts/learning_rate"] = run.config.optimizer["lr"] * linear_decay(run.step, run.config.total_steps)
     return values
-
-
-def learning_rates_fall(run: Run) -> bool:
-    """Whether learning rates are on schedule: a table has none, its step size decays with the visits."""
-    return run.config.lr_schedule == "linear" and bool(optimizers(run.agent))
 
 
 class Stopwatch:
