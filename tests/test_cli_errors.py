@@ -100,7 +100,11 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ),
         ("network.hidden=256", ["network.hidden=256: must be a list, such as [256,256]"]),
         ("hydra/launcher=slurm", ["hydra/launcher=slurm is for sweeps: add -m"]),
-        ("algo=dqn,ddqn env=CartPole-v1", ["algo=dqn,ddqn: several values: add -m to sweep over them"]),
+        (
+            "algo=dqn,ddqn env=CartPole-v1 algo.epsilon_min=0.1",
+            ["algo=dqn,ddqn: several values: add -m to sweep over them"],
+        ),
+        ("algo=sca seed=-1", ["algo=sca: no such algo; did you mean sac?", "seed=-1: must be greater than or equal to 0"]),
         ("network.hidden=[64,-1]", ["network.hidden=-1: must be greater than 0"]),
         ("tuned=sac_Pendulum", ["tuned=sac_Pendulum: no such tuned; did you mean sac_Pendulum-v1?"]),
         ("train", ["train: not understood; a setting is key=value, --help shows the commands"]),

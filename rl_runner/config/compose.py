@@ -63,13 +63,18 @@ class BeforeRun(Callback):
         raise SystemExit(0)
 
 
-def validate_composed(composed: DictConfig) -> "Config":
-    """The config that Hydra composed, its own node included; UserError with one line for every problem."""
+def validate_composed(composed: DictConfig, unknown: Collection[str] = ()) -> "Config":
+    """The config that Hydra composed, its own node included; UserError with one line for every problem.
+
+    `unknown`: groups that stand at their default because the choice was refused; what they fit with is not judged.
+    """
     from rl_runner.config.validate import validate
 
     HydraConfig.instance().set_config(composed)  # for values that interpolate it
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    return validate(parse_composed(own, composed.hydra), Path.cwd())
+    parsed = parse_composed(own, composed.hydra)
+    targets = {group: target for group, target in parsed.targets.items() if group not in unknown}
+    return validate(parsed._replace(targets=targets), Path.cwd())
 
 
 def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":

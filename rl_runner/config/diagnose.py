@@ -52,14 +52,13 @@ def validate_jobs(load: Compose, jobs: Iterable[Sequence[str]]) -> list[Config]:
 def problems_of(load: Compose, overrides: Sequence[str]) -> list[str]:
     """One line for each override that Hydra refuses, and for each problem of what the others compose to."""
     problems: list[str] = []
+    refused: set[str] = set()
     try:
         composed = load(overrides)
     except REFUSALS:
-        composed, problems = _compose_what_can_be(load, overrides)
-        if any(line.startswith("algo=") for line in problems):
-            return problems  # the others may be right for the algorithm that was meant
+        composed, problems, refused = _compose_what_can_be(load, overrides)
     try:
-        validate_composed(composed)
+        validate_composed(composed, refused)
     except UserError as error:
         problems += str(error).splitlines()
     return problems
@@ -86,21 +85,29 @@ def _add_config_dir(directory: Path) -> None:
     loader.repository.initialize_sources(loader.config_search_path)
 
 
-def _compose_what_can_be(load: Compose, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Add one override after the other, choices of files first, leaving out those that are refused."""
+def _compose_what_can_be(load: Compose, overrides: Sequence[str]) -> tuple[DictConfig, list[str], set[str]]:
+    """Add one override after the other, choices of files first, leaving out those that are refused.
+
+    Also the groups whose choice was refused: the values typed for them cannot be judged.
+    """
     accepted: list[str] = []
     problems = []
+    refused = set()
     try:
         composed = load([])
     except REFUSALS as error:
         raise UserError(" ".join(str(error).split())) from error
     for override in sorted(overrides, key=_rank):
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] in refused:
+            continue
         try:
             composed = load([*accepted, override])
             accepted.append(override)
         except REFUSALS as error:
             problems.append(override_problem(override, error, _keys(composed, override)))
-    return composed, problems
+            refused |= {key} & set(CHOICES)
+    return composed, problems, refused
 
 
 def _keys(composed: DictConfig, override: str) -> list[str]:

@@ -116,7 +116,7 @@ def _memory_problems(config: Config, targets: Targets, spec: "Spec", directory: 
     from rl_runner.machine import resolve_device
     from rl_runner.replay import check_memory
 
-    replay: Any = targets["replay"]
+    replay: Any = targets.get("replay")
     if not hasattr(replay, "nbytes"):
         return []
     keys = factory(config.replay, config.plugins).keywords
