@@ -104,7 +104,10 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             "algo=dqn,ddqn env=CartPole-v1 algo.epsilon_min=0.1",
             ["algo=dqn,ddqn: several values: add -m to sweep over them"],
         ),
-        ("algo=sca seed=-1", ["algo=sca: no such algo; did you mean sac?", "seed=-1: must be greater than or equal to 0"]),
+        (
+            "algo=sca seed=-1",
+            ["algo=sca: no such algo; did you mean sac?", "seed=-1: must be greater than or equal to 0"],
+        ),
         ("network.hidden=[64,-1]", ["network.hidden=-1: must be greater than 0"]),
         ("tuned=sac_Pendulum", ["tuned=sac_Pendulum: no such tuned; did you mean sac_Pendulum-v1?"]),
         ("train", ["train: not understood; a setting is key=value, --help shows the commands"]),
