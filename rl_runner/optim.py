@@ -66,9 +66,9 @@ def with_linear_decay(update: Callable[[int], None], agent: object, total_steps:
 def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) -> Tensor:
     """One gradient step on the optimizer's own parameters; returns the gradient norm before clipping.
 
-    No other parameter receives a gradient, so nothing has to be frozen, zeroed or detached around it.
+    No other one receives a gradient, so nothing has to be frozen or zeroed around it; an unused one receives zeros.
     """
-    grads = torch.autograd.grad(loss, parameters(optimizer))
+    grads = torch.autograd.grad(loss, parameters(optimizer), materialize_grads=True)
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     if max_norm is not None:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

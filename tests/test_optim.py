@@ -141,6 +141,14 @@ def test_minimize_touches_only_its_own_parameters(kind: type[Optimizer]) -> None
     assert all(p.grad is None for p in other.parameters())
 
 
+def test_minimize_leaves_what_the_loss_does_not_use() -> None:
+    net, idle = network(), nn.Linear(3, 2)
+    kept, before = idle.weight.clone(), net[0].weight.clone()
+    minimize(loss_of(net, 0), build(functools.partial(Adam, lr=0.1), [*net.parameters(), *idle.parameters()]))
+    assert torch.equal(idle.weight, kept)
+    assert not torch.equal(net[0].weight, before)
+
+
 @pytest.mark.parametrize("max_norm", [0.01, 100.0])
 def test_gradients_are_clipped_like_torchs(float64: None, max_norm: float) -> None:
     net, twin = network(), network()
