@@ -13,7 +13,7 @@ from rl_runner.errors import UserError
 from rl_runner.report import main, statistics, summary, write_report
 from rl_runner.report.aggregate import aggregate
 from rl_runner.report.build import find
-from rl_runner.report.reference import Reference
+from rl_runner.report.reference import Reference, read_reference
 from rl_runner.report.sentences import RETURNS, compare
 from rl_runner.report.statistics import Normalisation
 
@@ -75,7 +75,7 @@ def test_student_interval_by_hand():
     half = 4.302653 * np.sqrt(13 / 3)
     assert statistics.mean_interval(scores) == pytest.approx((13 - half, 13 + half), rel=1e-6)
     summary = statistics.summarize(scores)
-    assert (summary.n, summary.mean, summary.worst) == (3, 13, 10)
+    assert (summary.n, summary.mean, summary.lowest, summary.highest) == (3, 13, 10, 17)
     assert summary.sd == pytest.approx(np.sqrt(13))
 
 
@@ -192,7 +192,8 @@ def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
     half = stats.studentized_range.ppf(0.95, 3, 4) / np.sqrt(2) * np.sqrt(2 / 3)
     assert f"ddpg is higher than td3: +8.0 [{8 - half:.1f}, {8 + half:.1f}]." in text
     assert text.startswith("ddpg leads on CartPole-v1, but cannot be told from sac; 1 is lower.")
-    assert "lowest" in text
+    assert "lowest to highest" in text
+    assert "9.0 to 11.0" in text
     assert "better" not in text
     published = Reference({("CartPole", "DDPG"): {1000: np.array([1.0, 2.0])}})
     assert find([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
@@ -207,6 +208,13 @@ def test_seed_device_and_cadence_are_no_groups(tmp_path: Path):
     study = study_of(tmp_path)
     assert study.groups == ["dqn"]
     assert len(study.scores("CartPole-v1", "dqn")) == 3
+
+
+def test_a_run_from_before_a_key_existed_has_its_default(tmp_path: Path):
+    write_run(tmp_path / "0", seed=0)
+    write_run(tmp_path / "1", seed=1, settings={"lr_schedule": "constant"})
+    write_run(tmp_path / "2", seed=0, settings={"lr_schedule": "linear"})
+    assert study_of(tmp_path).groups == ["lr_schedule=constant", "lr_schedule=linear"]
 
 
 def test_groups_by_two_keys_in_the_order_of_their_values(tmp_path: Path):
@@ -326,6 +334,10 @@ def test_aggregate_over_environments(tmp_path: Path):
     assert result.profiles["sac"][100] == 0.5
     anchored = Reference(anchors={"A": Normalisation(0, 200), "B": Normalisation(-1000, 1000)})
     assert aggregate(study_of(tmp_path), anchored).iqm["sac"][0] == pytest.approx((0.25 + 0.5 + 0.25 + 0.5) / 4)
+    (file := tmp_path / "reference.json").write_text(
+        json.dumps({"scores": {}, "random": {"A": 0, "B": 1}, "td3_1M": {"A": 2, "B": 3}})
+    )
+    assert aggregate(study_of(tmp_path), read_reference(file, [])).scale == "0 and 1 = the file's random and td3_1M"
     assert "Across environments" in write_report([tmp_path], tmp_path / "out").read_text()
 
 

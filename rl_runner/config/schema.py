@@ -46,7 +46,10 @@ class EnvConfig(Strict):
 
 
 class RunLevel(Strict):
-    """What belongs to no group; steps are environment steps."""
+    """What belongs to no group; steps are environment steps.
+
+    A key that is younger than some saved run has a default: what the code did before.
+    """
 
     seed: NonNegativeInt
     total_steps: PositiveInt
@@ -54,7 +57,7 @@ class RunLevel(Strict):
     learning_starts: NonNegativeInt
     update_every: PositiveInt
     updates: PositiveInt
-    lr_schedule: Literal["constant", "linear"]
+    lr_schedule: Literal["constant", "linear"] = "constant"
     device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]

@@ -41,7 +41,7 @@ def aggregate(study: Study, reference: Reference) -> Aggregate | None:
     if len(envs) < 2 or len(study.groups) < 2:
         return None
     published = all(reference.anchor(env) for env in envs)
-    ends = "random policy and the reference file's best" if published else "lowest and highest final score shown"
+    ends = f"the file's random and {reference.one}" if published else "lowest and highest final score shown"
     scores = {group: [_normalised(study, reference, env, group, published) for env in envs] for group in study.groups}
     estimates = {group: iqm(values) for group, values in scores.items()}
     ranked = dict(sorted(estimates.items(), key=lambda item: -item[1][0]))

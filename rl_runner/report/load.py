@@ -11,11 +11,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from rl_runner.config.schema import RunLevel
 from rl_runner.errors import UserError
 from rl_runner.report.progress import progress
 from rl_runner.rundir import CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
 
 Array = NDArray[np.float64]
+YOUNGER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
 
 
 class Curve(NamedTuple):
@@ -97,7 +99,7 @@ def read_run(directory: Path, name: str) -> Run:
     config = yaml.safe_load(text)
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} holds no mapping")
-    settings = flatten(config) | {"command": command_line_of(text)}
+    settings = YOUNGER | flatten(config) | {"command": command_line_of(text)}
     status, result = read_json(directory / STATUS), read_json(directory / RESULT)
     state = str(status.get("state") or ("finished" if result else "unknown"))
     lines = str(status.get("error") or "").strip().splitlines()

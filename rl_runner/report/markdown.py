@@ -24,8 +24,8 @@ def _table(findings: Findings) -> Table:
     speeds = {(row[0], row[1]): row[3] for row in speed(findings.study).rows}
     rows = []
     for env, table in results(findings.study, findings.reference).items():
-        for group, n, mean, sd, worst, interval, *_ in table.rows:
-            rows.append([env, group, n, f"{mean} ± {sd}", worst, interval, speeds.get((env, group), "–")])
-    worst = words_for(findings.study.tag).worst
-    head: Sequence[str] = ["env", "algorithm", "seeds", "mean ± SD", worst, "95 % interval", "steps per second"]
+        for group, n, mean, sd, extreme, interval, *_ in table.rows:
+            rows.append([env, group, n, f"{mean} ± {sd}", extreme, interval, speeds.get((env, group), "–")])
+    extreme = words_for(findings.study.tag).extreme
+    head: Sequence[str] = ["env", "algorithm", "seeds", "mean ± SD", extreme, "95 % interval", "steps per second"]
     return Table(head, rows, names=2)

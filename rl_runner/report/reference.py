@@ -19,6 +19,7 @@ class Reference:
 
     scores: dict[tuple[str, str], dict[int, Array]] = field(default_factory=dict)
     anchors: dict[str, Normalisation] = field(default_factory=dict)
+    one: str = "best"  # the name in the file of the scores that count as 1
 
     def methods(self, env: str) -> list[str]:
         return [method for name, method in self.scores if name == _without_version(env)]
@@ -45,15 +46,15 @@ def read_reference(path: Path, methods: Sequence[str]) -> Reference:
             for env, by_step in by_env.items()
             if not methods or method in methods
         }
-        best = content.get("best") or content.get("td3_1M") or {}
-        low = content.get("random", {})
-        anchors = {env: Normalisation(low[env], best[env]) for env in low if env in best}
+        one = next((name for name in ("best", "td3_1M") if content.get(name)), "best")
+        low, high = content.get("random", {}), content.get(one, {})
+        anchors = {env: Normalisation(low[env], high[env]) for env in low if env in high}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is no file of reference scores: {error}") from None
     unknown = set(methods) - set(content["scores"])
     if unknown:
         raise UserError(f"{path} has no method {', '.join(unknown)}; it has {', '.join(content['scores'])}")
-    return Reference(scores, anchors)
+    return Reference(scores, anchors, one)
 
 
 def _without_version(env: str) -> str:

@@ -17,12 +17,12 @@ class Words(NamedTuple):
     better: str
     worse: str
     best: str
-    worst: str
+    extreme: str  # which seeds are shown besides the mean
     beats: str
 
 
 RETURNS = Words("better", "worse", "best", "worst", "beats")
-QUANTITIES = Words("higher", "lower", "highest", "lowest", "exceeds")
+QUANTITIES = Words("higher", "lower", "highest", "lowest to highest", "exceeds")
 MEAN_RETURNS = {"eval/return_mean", "eval/exact_return", "charts/episodic_return"}
 
 

@@ -37,7 +37,8 @@ class Summary(NamedTuple):
     n: int
     mean: float
     sd: float | None
-    worst: float
+    lowest: float
+    highest: float
     interval: Interval | None
 
 
@@ -53,7 +54,8 @@ def summarize(scores: Array) -> Summary:
     several = len(scores) > 1
     low, high = mean_interval(scores) if several else (np.nan, np.nan)
     interval = Interval(float(low), float(high)) if several else None
-    return Summary(len(scores), scores.mean(), scores.std(ddof=1) if several else None, scores.min(), interval)
+    sd = scores.std(ddof=1) if several else None
+    return Summary(len(scores), scores.mean(), sd, scores.min(), scores.max(), interval)
 
 
 def mean_interval(scores: Array, resamples: int = RESAMPLES) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from rl_runner.report.aggregate import Aggregate
 from rl_runner.report.grouping import Study
 from rl_runner.report.load import Array, Collection, Run
 from rl_runner.report.reference import Reference
-from rl_runner.report.sentences import Comparison, bracket, mean_text, number, words_for
+from rl_runner.report.sentences import QUANTITIES, Comparison, Words, bracket, mean_text, number, words_for
 from rl_runner.report.statistics import Interval, summarize
 
 NONE = "–"
@@ -67,12 +67,13 @@ def results(study: Study, reference: Reference) -> dict[str, Table]:
 
 
 def _environment(study: Study, env: str, reference: Reference) -> Table:
-    head = ["group", "seeds", "mean", "SD", words_for(study.tag).worst, "95 % interval", "failed", "unfinished"]
+    words = words_for(study.tag)
+    head = ["group", "seeds", "mean", "SD", words.extreme, "95 % interval", "failed", "unfinished"]
     scores = {group: study.scores(env, group) for group in study.groups_in(env)}
     ranked = sorted(scores, key=lambda group: -scores[group].mean() if len(scores[group]) else float("inf"))
-    rows = [[group, *_figures(scores[group]), *_losses(study.cells[env, group])] for group in ranked]
+    rows = [[group, *_figures(scores[group], words), *_losses(study.cells[env, group])] for group in ranked]
     published = reference.at(env, budget(study, env))
-    rows += [[method, *_figures(values), NONE, NONE] for method, values in published.items()]
+    rows += [[method, *_figures(values, words), NONE, NONE] for method, values in published.items()]
     return Table(head, rows, strong=frozenset([0] if len(ranked) > 1 and len(scores[ranked[0]]) else []))
 
 
@@ -88,14 +89,17 @@ def budget(study: Study, env: str) -> int:
                for run in cell)  # fmt: skip
 
 
-def _figures(scores: Array) -> list[str]:
+def _figures(scores: Array, words: Words) -> list[str]:
     if not len(scores):
         return ["0", NONE, NONE, NONE, NONE]
     summary = summarize(scores)
     half = summary.interval.half if summary.interval else 0
     sd = NONE if summary.sd is None else number(summary.sd, half)
     interval = bracket(summary.interval) if summary.interval else NONE
-    return [str(summary.n), mean_text(scores), sd, number(summary.worst, half), interval]
+    extreme = number(summary.lowest, half)
+    if words is QUANTITIES:
+        extreme += f" to {number(summary.highest, half)}"
+    return [str(summary.n), mean_text(scores), sd, extreme, interval]
 
 
 def _losses(cell: Sequence[Run]) -> list[str]:
