@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -15,10 +16,10 @@ class RunFailed(Exception):  # noqa: N818 - it names an outcome, not a mistake i
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A signal asked the run to stop, and it stopped after a checkpoint. Exit code 128 + signal number."""
+    """A signal asked a run or a sweep to stop, and all is saved in `directory`. Exit code 128 + signal number."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"interrupted by signal {signum}")
+    def __init__(self, signum: int, directory: Path):
+        super().__init__(f"interrupted by signal {signum}, all is saved: rl-runner resume {directory} goes on")
         self.signum = signum
 
 

@@ -24,7 +24,9 @@ def main(argv: list[str]) -> Path:
     parser = Parser(prog="rl-runner export", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
-    parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
+    parser.add_argument(
+        "overrides", metavar="plugins=[...]", nargs="*", default=[], help="packages of yours that the run needs"
+    )
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.directory / CONFIG, [*arguments.overrides, "device=cpu"])
     agent, step, rebuild = load(config, arguments.directory)

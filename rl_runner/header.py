@@ -28,6 +28,10 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         lines.append(f"{config.env.id} has no time limit: evaluation cuts its episodes at {EVAL_LIMIT:,} steps")
     if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
         lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
+    if num_updates == 0:
+        lines.append(
+            "warning: nothing will be learned, the run ends too early: raise total_steps or lower learning_starts"
+        )
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """`rl-runner eval DIR`: evaluates the policy of a run's newest checkpoint anew, and records a video of it."""
 
+import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, load_config
 from rl_runner.envs import EVAL_LIMIT, make, spec_of
 from rl_runner.envs.spaces import action_map
@@ -26,18 +28,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
     parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
     parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
-    parser.add_argument("overrides", metavar="plugins=[...]", nargs="*", help="packages of yours that the run needs")
+    parser.add_argument(
+        "overrides", metavar="plugins=[...]", nargs="*", default=[], help="packages of yours that the run needs"
+    )
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.directory / CONFIG, arguments.overrides)
     agent, step, rebuild = load(config, arguments.directory)
+    camera = open_camera(config, arguments.directory / VIDEOS, step) if arguments.video else None
     episodes = arguments.episodes or config.final_eval_episodes
     evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
     metrics, returns = evaluator(agent, episodes)
     print(f"{config.env.id}, policy of step {step:,}, {episodes} episodes")
     for tag, value in metrics.items():
         print(f"{tag} {value:.4g}")
-    if arguments.video:
-        print(f"video: {record(agent, config, arguments.directory / VIDEOS, step)}")
+    if camera:
+        print(f"video: {film(agent, config, camera)}")
     return {**metrics, "episode_returns": returns}
 
 
@@ -53,19 +58,21 @@ def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
     return agent, saved.step, saved.origin["environment"][0]
 
 
-def record(agent: Agent, config: Config, folder: Path, step: int) -> Path:
-    """Film the first evaluation episode; the file. UserError if there is nothing to see or to film with."""
+def open_camera(config: Config, folder: Path, step: int) -> gym.wrappers.RecordVideo:
+    """The environment with a camera on it; UserError if there is nothing to see or to film with."""
+    if not installed("moviepy"):
+        raise UserError('recording needs moviepy: pip install "rl-runner[video]"')
     viewed = config.env.model_copy(update={"kwargs": config.env.kwargs | {"render_mode": "rgb_array"}})
-    folder.mkdir(exist_ok=True)
-    name = f"step-{step}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
-            env = gym.wrappers.RecordVideo(make(viewed), str(folder), lambda episode: True, name_prefix=name)
-    except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise UserError('recording needs moviepy: pip install "rl-runner[video]"') from error
-    except (AssertionError, ValueError) as error:
+            return gym.wrappers.RecordVideo(make(viewed), str(folder), lambda episode: True, name_prefix=f"step-{step}")
+    except (AssertionError, ValueError, gym.error.Error) as error:
         raise UserError(f"{config.env.id} cannot be filmed: {error}".splitlines()[0]) from error
+
+
+def film(agent: Agent, config: Config, env: gym.wrappers.RecordVideo) -> Path:
+    """Film the first evaluation episode; the file."""
     to_env = action_map(env.action_space)
     obs, _ = env.reset(seed=derive(config.seed, "eval", 0, 0))
     spec = spec_of(env, config.env.frame_stack)
@@ -75,10 +82,10 @@ def record(agent: Agent, config: Config, folder: Path, step: int) -> Path:
         if terminated or truncated:
             break
     env.close()
-    return folder / f"{name}-episode-0.mp4"
+    return Path(env.video_folder) / f"{env.name_prefix}-episode-0.mp4"
 
 
 def positive_number(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)

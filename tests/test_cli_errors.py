@@ -52,7 +52,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("--foo", ["no such option: --foo; see rl-runner --help"]),
         (
             "eval . --episodes 0",
-            ["rl-runner eval: argument --episodes: invalid positive_number value: '0'; see rl-runner eval --help"],
+            ["rl-runner eval: argument --episodes: 0 is no number of 1 or more; see rl-runner eval --help"],
         ),
         ("resume --foo .", ["rl-runner resume: unrecognized arguments: --foo; see rl-runner resume --help"]),
         ("algo=sca", ["algo=sca: no such algo; did you mean sac?"]),
@@ -82,7 +82,32 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("+sed=1", ["sed: no such key; did you mean seed?"]),
         ("+algo.gama=.9", ["algo.gama: no such key; did you mean algo.gamma?"]),
         ("algo.tau=2", ["algo.tau=2: must be less than or equal to 1"]),
-        ("~algo.tau", ["algo.tau: missing"]),
+        ("~algo.tau", ["algo.tau: missing; give it a value"]),
+        ("eval", ["rl-runner eval: the following arguments are required: DIR; see rl-runner eval --help"]),
+        ("--config-dir nowhere algo=my_dqn", ["--config-dir nowhere: no such directory"]),
+        (
+            "env.id=Pendulum-v1",
+            ["env.id=Pendulum-v1: write env=Pendulum-v1, which has tuned settings of its own, or add tuned=none"],
+        ),
+        (
+            "env=Line-v0",
+            ["env=Line-v0: no such environment; if a package of yours registers it, add plugins=[your_package]"],
+        ),
+        (
+            "-m optimizer.lr=interval(1e-5,1e-2)",
+            ["optimizer.lr=interval(1e-5,1e-2): a grid needs values; to search an interval add hydra/sweeper=optuna"],
+        ),
+        (
+            "-m optimizer.lr=interval(1e-5,1e-2) sed=1",
+            [
+                "optimizer.lr=interval(1e-5,1e-2): a grid needs values; to search an interval add hydra/sweeper=optuna",
+                "sed: no such key; did you mean seed?",
+            ],
+        ),
+        (
+            "optimizer.lr=interval(1e-5,1e-2)",
+            ["optimizer.lr=interval(1e-5,1e-2): an interval: add -m hydra/sweeper=optuna to search it"],
+        ),
         ("algo.batch_size=0", ["algo.batch_size=0: must be greater than 0"]),
         ("total_steps=1.5", ["total_steps=1.5: must be a valid integer, got a number with a fractional part"]),
         ("total_steps=-5", ["total_steps=-5: must be greater than 0"]),

@@ -152,7 +152,8 @@ def test_a_strangers_constructor_is_the_schema_of_its_group():
         "algo.size=0: must be greater than 0",
         "algo.spec: no such key; did you mean algo.shape?",
     ]
-    assert read_group("algo", {"_target_": f"{__name__}.Sized"}, [__name__]).problems == ["algo.size: missing"]
+    problems = read_group("algo", {"_target_": f"{__name__}.Sized"}, [__name__]).problems
+    assert problems == ["algo.size: missing; give it a value"]
 
 
 def test_saved_config_comes_back_equal_with_its_command_line(configure, tmp_path):
@@ -219,7 +220,7 @@ def test_a_saved_config_from_a_stranger_executes_nothing(configure, tmp_path, mo
         (None, "holds no run"),
         ("a: [", "cannot be read"),
         ("- 1", "not the config"),
-        ("seed: 1", "total_steps: missing"),
+        ("seed: 1", "total_steps, num_envs, .*: missing; give them values"),
     ],
 )
 def test_what_is_no_saved_config_says_so(tmp_path, content, complaint):

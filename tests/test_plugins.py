@@ -74,6 +74,7 @@ class Greedy:
 FILES = {
     "somebodys_rl.py": PACKAGE,
     "conf/algo/greedy.yaml": "_target_: somebodys_rl.Greedy\ngamma: 0.9\nbatch_size: 8\nhaste: 1.0\n",
+    "conf/algo/bare.yaml": "_target_: somebodys_rl.Greedy\n",
     "conf/network/affine.yaml": "_target_: somebodys_rl.Affine\nscale: 0.5\n",
     "conf/env/corridor.yaml": "defaults: [default]\nid: Corridor-v0\n",
     # A file of the stranger's own wins over the id of the same name.
@@ -106,6 +107,13 @@ def test_runs_from_the_command_line(package):
     assert len(result["episode_returns"]) == 2
 
 
+def test_a_package_beside_the_user_is_found_by_the_script_too(package):
+    words = ["--config-dir", "conf", "plugins=[somebodys_rl]", "algo=greedy", "env=corridor", "dry_run=true"]
+    script = Path(sys.executable).with_name("rl-runner")  # unlike python -m, it does not look where it is started
+    ended = subprocess.run([script, *words], cwd=package, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_its_environment_by_module_and_id(package):
     ended = rl_runner(package, "env=somebodys_rl:Corridor-v0", "algo=dqn", "dry_run=true")
     assert ended.returncode == 0, ended.stderr
@@ -126,6 +134,11 @@ def test_its_yaml_wins_over_an_id_of_the_same_name(package):
             "algo.hast: no such key; did you mean algo.haste?",
         ),
         ("plugins=[somebodys_rl] algo=greedy env=corridor algo.haste=0", "algo.haste=0: must be greater than 0"),
+        (
+            "plugins=[somebodys_rl] algo=bare env=corridor",
+            "algo.gamma, algo.batch_size, algo.haste: missing; give them values, or begin the file of this algo with "
+            "defaults: [NAME of another]",
+        ),
         ("plugins=[somebodys_rl] algo=greedy env=Pendulum-v1", "Greedy needs discrete actions, Pendulum-v1 has"),
         (
             "algo=greedy env=CartPole-v1",

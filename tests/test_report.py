@@ -313,6 +313,13 @@ def test_unknown_tag_names_the_known_ones(tmp_path: Path):
         main([str(tmp_path), "--tag", "eval/retrun"])
 
 
+def test_a_run_that_was_not_evaluated_yet_has_no_score(tmp_path: Path):
+    run = write_run(tmp_path / "run", score=None, status="running")
+    (run / "metrics.jsonl").write_text('{"step": 1, "losses/td_loss": 1.0}\n')
+    with pytest.raises(UserError, match="no run has been evaluated yet; there are losses/td_loss"):
+        main([str(tmp_path)])
+
+
 def test_hydras_own_copy_is_no_run(tmp_path: Path):
     run = write_run(tmp_path / "run")
     write_run(run / ".hydra", seed=1)

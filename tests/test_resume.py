@@ -105,7 +105,7 @@ def _stopped(directory: Path, signum: signal.Signals) -> str:
     process.send_signal(signum)
     output, _ = process.communicate()
     assert process.returncode == 128 + signum, output
-    assert f"interrupted by signal {signum.value}" in output
+    assert f"interrupted by signal {signum.value}, all is saved: rl-runner resume {directory} goes on" in output
     assert "Traceback" not in output
     return output
 
@@ -403,6 +403,16 @@ def test_video_shows_the_first_evaluated_episode(finished_run: Path) -> None:
     (video,) = (finished_run / "videos").iterdir()
     with moviepy.VideoFileClip(str(video)) as clip:
         assert clip.n_frames == 1 + metrics["eval/length_mean"]
+
+
+def test_what_cannot_be_filmed_is_said_before_anything_is_evaluated(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    with pytest.raises(UserError, match="recording needs moviepy"):
+        saved_policy.main([str(finished_run), "--video"])
+    assert capsys.readouterr().out == ""
+    assert not (finished_run / "videos").exists()
 
 
 class Random(gym.Env):

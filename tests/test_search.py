@@ -13,7 +13,7 @@ from sweeping import Ended
 
 from rl_runner.config.schema import Config, save_config
 from rl_runner.errors import Interrupted, UserError
-from rl_runner.report import write_report
+from rl_runner.report import summary, write_report
 from rl_runner.rundir import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.sweep import crew as crew_module
 from rl_runner.sweep.board import Board
@@ -90,7 +90,7 @@ def search(
         defaults = {"n_trials": 20, "n_seeds": 1, "seed": 0, "prune": False, "prune_after": 0.1, "prune_startup": 3}
         space = space_of(OverridesParser.create().parse_overrides(SPACE))
         running = Search(space=space, compose=compose, directory=tmp_path, **defaults | settings)
-        with Crew(engine, Board()) as crew:
+        with Crew(engine, Board(), tmp_path) as crew:
             running.run(crew)
         return running.record(), engine
 
@@ -202,6 +202,7 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert "3 finished, 1 were stopped early" in page
     assert "The best is trial 1 with 30: optimizer.lr=0.002, algo.batch_size=64." in page
+    assert f"{tmp_path.name}: 3 finished, 1 were stopped early. The best is trial 1 with 30" in summary([tmp_path])
     assert "Score of every finished trial, and the best so far" in page
     assert "What being among the best of 3 trials depends on" in page
 

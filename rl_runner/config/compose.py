@@ -90,8 +90,12 @@ def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
     assert isinstance(overrides, list)
     parsed = parse(values, chosen, written, overrides)
     problems = list(parsed.problems)
+    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if "env.id" in typed and tuned != "none":
+        # The tuned file is that of env=..., not that of the id.
+        name = values["env"]["id"]
+        problems.append(f"env.id={name}: write env={name}, which has tuned settings of its own, or add tuned=none")
     if "tuned" in chosen:
-        typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
         problems = [_or_untuned(line, tuned, typed) for line in problems]
     if tuned not in known and tuned != f"{chosen.get('algo')}_{chosen.get('env')}":
         # Hydra skips a missing optional file without a word, also where the user named it.

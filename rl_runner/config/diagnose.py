@@ -23,6 +23,8 @@ def explain(arguments: Namespace, error: Exception) -> UserError:
     """What to tell the user about an error that Hydra raised before anything started."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return UserError(f"{error.filename}: {error.strerror}; choose another place with hydra.run.dir=...")
+    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+        return UserError(f"--config-dir {arguments.config_dir}: no such directory")
 
     def load(job: Sequence[str]) -> DictConfig:
         return compose(arguments.config_name or "config", list(job), return_hydra_config=True)
@@ -71,9 +73,13 @@ def jobs_of(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     parsed, problems = [], []
     for override in overrides:
         try:
-            parsed += OverridesParser.create().parse_overrides([override])
+            one = OverridesParser.create().parse_overrides([override])
+            grid(one)  # an interval is refused on its own
+            parsed += one
         except HydraException as error:
             problems.append(override_problem(override, error, known=[]))
+        except UserError as error:
+            problems.append(str(error))
     return grid(parsed), problems
 
 

@@ -13,6 +13,8 @@ NAMESPACES = {"ALE": ("ale_py", "atari")}
 # Where the code of registered ids lies, and what it imports in turn: (module, extra).
 FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("Box2D", "box2d")}
 
+OWN = "; if a package of yours registers it, add plugins=[your_package]"
+
 
 def known_ids() -> list[str]:
     """All ids that could be typed on this machine."""
@@ -36,7 +38,7 @@ def problem(env_id: str) -> str | None:
     if namespace:
         importlib.import_module(namespace[0])
     if name not in gym.registry:
-        return f"env={env_id}: no such environment{suggestion(name)}"
+        return f"env={env_id}: no such environment{suggestion(name) or OWN}"
     entry_point = str(gym.registry[name].entry_point)
     for prefix, (library, extra) in FAMILIES.items():
         if entry_point.startswith(prefix) and not installed(library):

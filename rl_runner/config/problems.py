@@ -53,7 +53,9 @@ def value_problems(error: "ValidationError", known: Iterable[str], prefix: str =
     for detail in error.errors(include_url=False):
         # What follows the first part of a location is an index, or the branch of a union.
         by_key.setdefault(f"{prefix}{detail['loc'][0]}", []).append(detail)
-    return [_line(key, details, names) for key, details in by_key.items()]
+    missing = [key for key, details in by_key.items() if details[0]["type"] == "missing"]
+    lines = [_line(key, details, names) for key, details in by_key.items() if key not in missing]
+    return [*lines, *_missing(missing, prefix.rstrip("."))]
 
 
 def override_problem(override: str, error: Exception, known: Iterable[str]) -> str:
@@ -71,6 +73,8 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
         if key.startswith("env.kwargs."):
             return f"{key}: to pass a new argument to the environment write +{override}"
         return unknown_key(key, known)
+    if first.startswith("Sweep parameters") and "interval(" in value:
+        return f"{override}: an interval: add -m hydra/sweeper=optuna to search it"
     if first.startswith(("Ambiguous value", "Sweep parameters")):
         or_list = "" if any(name.startswith(f"{key}.") for name in known) else f", or write {key}=[{value}] for a list"
         return f"{override}: several values: add -m to sweep over them{or_list}"
@@ -91,10 +95,16 @@ def _line(key: str, details: list["ErrorDetails"], known: list[str]) -> str:
     first = details[0]
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known)
-    if first["type"] == "missing":
-        return f"{key}: missing"
     wanted = [_wanted(detail) for detail in details if "instance of Tensor" not in detail["msg"]]
     return f"{key}={_shown(first['input'])}: must be {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _missing(keys: list[str], group: str) -> list[str]:
+    """One line for all keys that have no value; a group's file may take them from another one."""
+    if len(keys) < 2:
+        return [f"{key}: missing; give it a value" for key in keys]
+    source = f", or begin the file of this {group} with defaults: [NAME of another]" if group else ""
+    return [f"{', '.join(keys)}: missing; give them values{source}"]
 
 
 def _wanted(detail: "ErrorDetails") -> str:

@@ -3,7 +3,9 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
@@ -104,9 +106,11 @@ def schema(target: Callable[..., Any], group: str) -> type[BaseModel]:
     return model
 
 
-def import_plugins(plugins: Iterable[str]) -> list[str]:
+def import_plugins(plugins: Sequence[str]) -> list[str]:
     """Import the user's packages, so that they may register environments; the problems met."""
     problems = []
+    if plugins and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as with python -m: a package need not be installed
     for name in plugins:
         try:
             importlib.import_module(name)

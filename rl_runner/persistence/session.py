@@ -86,7 +86,7 @@ class Session:
     def impatient(self) -> Iterator[None]:
         """Where everything is saved, a signal interrupts at once."""
         if self.signum:
-            raise Interrupted(self.signum)
+            raise Interrupted(self.signum, self.directory)
         self._patient = False
         yield
         self._patient = True
@@ -96,7 +96,7 @@ class Session:
             signal.signal(each, signal.SIG_DFL)
         self.signum = signum
         if not self._patient:
-            raise Interrupted(signum)
+            raise Interrupted(signum, self.directory)
 
     def _write_end(self, error: BaseException) -> None:
         match error:

@@ -36,6 +36,7 @@ def as_text(findings: Findings) -> str:
     sentences = findings.sentences()
     for env, table in results(findings.study, findings.reference).items():
         parts.append("\n".join([env, table.text(), *sentences[env]]))
+    parts += [f"{search.name}: {search.text()}" for search in findings.searches]
     return "\n\n".join([*parts, findings.warning]).strip()
 
 

@@ -60,7 +60,7 @@ def conduct(jobs: Sequence[Job], directory: Path, chosen: Engine) -> None:
     print(f"{directory}: {len(jobs)} jobs, {len(jobs) - len(todo)} finished; {min(chosen.n_jobs, len(jobs))} at once")
     for job in todo:
         job.save()
-    with Crew(chosen, Board()) as crew:
+    with Crew(chosen, Board(), directory) as crew:
         crew.add(jobs)
         while crew.busy:
             crew.turn()
@@ -73,7 +73,7 @@ def conclude(directory: Path, num_jobs: int, crew: Crew) -> None:
         from rl_runner.report import summary, write_report
 
         page = write_report([directory], directory / "report")
-        print(f"\n{summary([directory])}\n\nReport: {page}", flush=True)
+        print(f"\n{summary([directory])}\n\nReport: {page}\nCurves: tensorboard --logdir {directory}", flush=True)
     if crew.failures:
         lines = [f"  {job.name}: {error}\n    {job.directory / LOG}" for job, error in crew.failures.items()]
         raise RunFailed("\n".join([f"\n{len(lines)} of {num_jobs} jobs failed:", *lines]))

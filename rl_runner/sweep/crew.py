@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType, TracebackType
 
 from rl_runner.errors import Interrupted
@@ -16,14 +17,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Crew:
-    """Jobs that wait, are at work, or have ended; `failures` says of each that failed why.
+    """Jobs of the sweep in `directory` that wait, are at work, or have ended; `failures` says of each that failed why.
 
     The first signal stops the crew after every job has saved; a second one does not wait for that.
     """
 
-    def __init__(self, engine: Engine, board: Board):
+    def __init__(self, engine: Engine, board: Board, directory: Path):
         self.failures: dict[Job, str] = {}
-        self._engine, self._board = engine, board
+        self._engine, self._board, self._directory = engine, board, directory
         self._waiting: list[Job] = []
         self._working: dict[Job, Worker] = {}
         self._dropped: dict[Job, str] = {}
@@ -44,7 +45,7 @@ class Crew:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         if self._signum and not error:
-            raise Interrupted(self._signum)
+            raise Interrupted(self._signum, self._directory)
 
     @property
     def stopped(self) -> bool:

@@ -6,10 +6,11 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from rl_runner.errors import UserError
 
 
 class GridSweeper(Sweeper):
@@ -57,8 +58,6 @@ class OptunaSweeper(Sweeper):
 
     def shipped_space(self) -> DictConfig:
         """The content of search/<algo>.yaml."""
-        from rl_runner.errors import UserError
-
         algo = self.master.hydra.runtime.choices["algo"]
         if algo not in self.loader.get_group_options("search"):
             raise UserError(f"algo={algo} has no search/{algo}.yaml: sweep some values, as in optimizer.lr=1e-3,1e-4")
@@ -89,5 +88,5 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise ConfigCompositionException(f"{override.input_line}: a grid needs values: choices(...) or range(...)")
+        raise UserError(f"{override.input_line}: a grid needs values; to search an interval add hydra/sweeper=optuna")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
