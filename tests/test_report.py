@@ -174,6 +174,12 @@ def test_headline_for_two_algorithms(tmp_path: Path):
     assert summary([tmp_path]).startswith("On CartPole-v1, ddqn is better than dqn: +40.0 [37.7, 42.3].")
 
 
+def test_headline_for_a_tie(tmp_path: Path):
+    for algo in ("ddpg", "sac", "td3"):
+        write_group(tmp_path, [1000.0, 1000.0], algo)
+    assert summary([tmp_path]).startswith("No clear winner on CartPole-v1: all 3 have the same mean.")
+
+
 def test_headline_over_environments(tmp_path: Path):
     for env in ("A-v0", "B-v0"):
         write_group(tmp_path, [99, 100, 101], "ddqn", env)
