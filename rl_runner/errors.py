@@ -3,7 +3,6 @@
 import argparse
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 
@@ -16,10 +15,10 @@ class RunFailed(Exception):  # noqa: N818 - it names an outcome, not a mistake i
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A signal asked a run or a sweep to stop, and all is saved in `directory`. Exit code 128 + signal number."""
+    """A signal asked a run or a sweep to stop, and all is saved; `command` goes on. Exit code 128 + signal number."""
 
-    def __init__(self, signum: int, directory: Path):
-        super().__init__(f"interrupted by signal {signum}, all is saved: rl-runner resume {directory} goes on")
+    def __init__(self, signum: int, command: str):
+        super().__init__(f"interrupted by signal {signum}, all is saved; to go on: {command}")
         self.signum = signum
 
 

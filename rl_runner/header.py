@@ -29,9 +29,8 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
     if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
         lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
     if num_updates == 0:
-        lines.append(
-            "warning: nothing will be learned, the run ends too early: raise total_steps or lower learning_starts"
-        )
+        sooner = " or lower learning_starts" if config.learning_starts else ""
+        lines.append(f"warning: nothing will be learned, the run ends too early: raise total_steps{sooner}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import torch
 from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, load_config
 from rl_runner.envs import EVAL_LIMIT, make, spec_of
-from rl_runner.envs.spaces import action_map
+from rl_runner.envs.spaces import action_map, one_line
 from rl_runner.errors import Parser, UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
@@ -63,12 +63,17 @@ def open_camera(config: Config, folder: Path, step: int) -> gym.wrappers.RecordV
     if not installed("moviepy"):
         raise UserError('recording needs moviepy: pip install "rl-runner[video]"')
     viewed = config.env.model_copy(update={"kwargs": config.env.kwargs | {"render_mode": "rgb_array"}})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
-            return gym.wrappers.RecordVideo(make(viewed), str(folder), lambda episode: True, name_prefix=f"step-{step}")
-    except (AssertionError, ValueError, gym.error.Error) as error:
-        raise UserError(f"{config.env.id} cannot be filmed: {error}".splitlines()[0]) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
+        try:
+            env = make(viewed)
+            env.reset(seed=0)
+            if env.render() is None:
+                raise ValueError("render() shows nothing")
+        except Exception as error:
+            hint = "; on a machine without a display set MUJOCO_GL=egl" if "OpenGL" in str(error) else ""
+            raise UserError(f"{config.env.id} cannot be filmed: {one_line(error)}{hint}") from error
+        return gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, name_prefix=f"step-{step}")
 
 
 def film(agent: Agent, config: Config, env: gym.wrappers.RecordVideo) -> Path:

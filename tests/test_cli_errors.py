@@ -86,12 +86,23 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("eval", ["rl-runner eval: the following arguments are required: DIR; see rl-runner eval --help"]),
         ("--config-dir nowhere algo=my_dqn", ["--config-dir nowhere: no such directory"]),
         (
-            "env.id=Pendulum-v1",
-            ["env.id=Pendulum-v1: write env=Pendulum-v1, which has tuned settings of its own, or add tuned=none"],
+            "env.id=InvertedPendulum-v5",
+            [
+                "env.id=InvertedPendulum-v5: tuned/sac_Pendulum-v1 goes with env=Pendulum-v1; "
+                "write env=InvertedPendulum-v5, or add tuned=none"
+            ],
         ),
         (
+            "algo=dqn env.id=CartPole-v1",
+            [
+                "env.id=CartPole-v1: tuned/dqn_CartPole-v1 goes with env=CartPole-v1; "
+                "write env=CartPole-v1, or add tuned=none"
+            ],
+        ),
+        ("~env.id", ["env.id: missing; give it a value"]),
+        (
             "env=Line-v0",
-            ["env=Line-v0: no such environment; if a package of yours registers it, add plugins=[your_package]"],
+            ["env=Line-v0: no such environment; if a package of yours registers it, name that in plugins=[...]"],
         ),
         (
             "-m optimizer.lr=interval(1e-5,1e-2)",
@@ -103,6 +114,17 @@ def rl_runner(tmp_path, monkeypatch, capsys):
                 "optimizer.lr=interval(1e-5,1e-2): a grid needs values; to search an interval add hydra/sweeper=optuna",
                 "sed: no such key; did you mean seed?",
             ],
+        ),
+        (
+            "-m optimizer.lr=interval(1e-5,1e-2) total_steps=-5",
+            [
+                "optimizer.lr=interval(1e-5,1e-2): a grid needs values; to search an interval add hydra/sweeper=optuna",
+                "total_steps=-5: must be greater than 0",
+            ],
+        ),
+        (
+            "-m hydra/sweeper=optuna optimizer.lr=interval(1e-5,1e-2) sed=1",
+            ["sed: no such key; did you mean seed?"],
         ),
         (
             "optimizer.lr=interval(1e-5,1e-2)",

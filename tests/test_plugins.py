@@ -108,10 +108,11 @@ def test_runs_from_the_command_line(package):
 
 
 def test_a_package_beside_the_user_is_found_by_the_script_too(package):
-    words = ["--config-dir", "conf", "plugins=[somebodys_rl]", "algo=greedy", "env=corridor", "dry_run=true"]
     script = Path(sys.executable).with_name("rl-runner")  # unlike python -m, it does not look where it is started
-    ended = subprocess.run([script, *words], cwd=package, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    by_plugins = ["--config-dir", "conf", "plugins=[somebodys_rl]", "algo=greedy", "env=corridor"]
+    for words in (by_plugins, ["env=somebodys_rl:Corridor-v0", "algo=dqn"]):
+        ended = subprocess.run([script, *words, "dry_run=true"], cwd=package, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_its_environment_by_module_and_id(package):

@@ -105,7 +105,7 @@ def _stopped(directory: Path, signum: signal.Signals) -> str:
     process.send_signal(signum)
     output, _ = process.communicate()
     assert process.returncode == 128 + signum, output
-    assert f"interrupted by signal {signum.value}, all is saved: rl-runner resume {directory} goes on" in output
+    assert f"interrupted by signal {signum.value}, all is saved; to go on: rl-runner resume {directory}\n" in output
     assert "Traceback" not in output
     return output
 
@@ -354,6 +354,17 @@ def test_a_changed_machine_is_named(finished_run: Path, capsys: pytest.CaptureFi
     assert "not exact: threads was 8, is 1" in said
 
 
+def test_a_run_from_before_a_key_existed_goes_on(finished_run: Path) -> None:
+    config = finished_run / CONFIG
+    config.write_text("".join(line for line in config.open() if not line.startswith("lr_schedule")))
+    for path in (finished_run / CHECKPOINT).glob("*.json"):
+        manifest = json.loads(path.read_bytes())
+        del manifest["crc32"], manifest["origin"]["config"]["lr_schedule"]
+        path.write_bytes(seal(manifest))
+    resume.main([str(finished_run), "total_steps=260"])
+    assert read_json(finished_run / RESULT)["total_steps"] == 260
+
+
 def test_a_log_that_lost_its_end_is_named(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = finished_run / METRICS
     os.truncate(metrics, metrics.stat().st_size // 2)
@@ -415,6 +426,14 @@ def test_what_cannot_be_filmed_is_said_before_anything_is_evaluated(
     assert not (finished_run / "videos").exists()
 
 
+def test_an_environment_without_a_picture_cannot_be_filmed(configure: Configure, tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
+    run(configure(*TINY, "algo=dqn", "env=Random-v0", "eval_every=0"), tmp_path)
+    with pytest.raises(UserError, match=r"Random-v0 cannot be filmed: .*render_mode"):
+        saved_policy.main([str(tmp_path), "--episodes", "1", "--video"])
+    assert not (tmp_path / "videos").exists()
+
+
 class Random(gym.Env):
     """Draws from the process-wide stream, as no environment should: no run in it can be continued exactly."""
 
@@ -431,11 +450,13 @@ class Random(gym.Env):
         return np.random.normal(size=2).astype(np.float32), 1.0, False, self.t == 50, {}
 
 
+gym.register("Random-v0", Random)
+
+
 def test_what_cannot_be_exact_is_said_and_no_transition_spans_the_break(
     configure: Configure, at_step: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    gym.register("Random-v0", Random)
     config = configure(*TINY, "algo=dqn", "env=CartPole-v1", "env.id=Random-v0", "replay.n_step=3")
     at_step(125, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):

@@ -90,7 +90,7 @@ def search(
         defaults = {"n_trials": 20, "n_seeds": 1, "seed": 0, "prune": False, "prune_after": 0.1, "prune_startup": 3}
         space = space_of(OverridesParser.create().parse_overrides(SPACE))
         running = Search(space=space, compose=compose, directory=tmp_path, **defaults | settings)
-        with Crew(engine, Board(), tmp_path) as crew:
+        with Crew(engine, Board()) as crew:
             running.run(crew)
         return running.record(), engine
 
@@ -168,7 +168,7 @@ def test_interrupted_search_keeps_its_open_trials(search: Searcher) -> None:
                 signal.raise_signal(signal.SIGINT)
             return super().start(job)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="all is saved; to go on: rl-runner "):
         search(Interrupting(), n_trials=6)
     record, _ = search(Toy(), n_trials=6)
     assert [trial["state"] for trial in record["trials"]] == ["complete"] * 6

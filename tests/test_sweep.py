@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,12 +76,16 @@ def test_killed_sweep_goes_on_to_the_same_files(rl_runner: Command, tmp_path: Pa
 def test_interrupt_lets_every_job_save(rl_runner: Command, tmp_path: Path) -> None:
     words = ("-m", *TINY, "total_steps=100_000", "seed=1,2,3", "hydra.sweep.dir=sweep", "hydra.launcher.n_jobs=2")
     sweep = tmp_path / "sweep"
-    process = subprocess.Popen([sys.executable, "-m", "rl_runner", *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "rl_runner", *words]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, **quiet)
     while min(checkpoints(sweep, seed) for seed in (1, 2)) < 1:
         time.sleep(0.02)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith(f"all is saved; to go on: rl-runner {shlex.join(words)}\n")
     states = [read_json(only(sweep, f"seed={s},*") / "status.json").get("state") for s in (1, 2, 3)]
     assert states == ["interrupted", "interrupted", None]
 

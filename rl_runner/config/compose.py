@@ -1,6 +1,6 @@
 """From what Hydra composed to a run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,16 +91,24 @@ def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
     parsed = parse(values, chosen, written, overrides)
     problems = list(parsed.problems)
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    if "env.id" in typed and tuned != "none":
-        # The tuned file is that of env=..., not that of the id.
-        name = values["env"]["id"]
-        problems.append(f"env.id={name}: write env={name}, which has tuned settings of its own, or add tuned=none")
+    if "env.id" in typed and "tuned" not in typed and tuned != "none" and parsed.env:
+        problems += _tuned_for_another(parsed.env.id, chosen, known)
     if "tuned" in chosen:
         problems = [_or_untuned(line, tuned, typed) for line in problems]
     if tuned not in known and tuned != f"{chosen.get('algo')}_{chosen.get('env')}":
         # Hydra skips a missing optional file without a word, also where the user named it.
         problems.append(unknown_choice("tuned", tuned, known))
     return parsed._replace(config=None if problems else parsed.config, problems=problems)
+
+
+def _tuned_for_another(env_id: str, chosen: Mapping[str, str], known: Collection[str]) -> list[str]:
+    """A tuned file belongs to env=...: the id of another environment typed besides would get it, or miss its own."""
+    own = f"{chosen.get('algo')}_{env_id}"
+    file = chosen.get("tuned") or (own if own in known else None)
+    if file is None or chosen.get("env") == env_id:
+        return []
+    belongs = env_id if file == own else chosen.get("env")
+    return [f"env.id={env_id}: tuned/{file} goes with env={belongs}; write env={env_id}, or add tuned=none"]
 
 
 def _or_untuned(line: str, tuned: str, typed: Collection[str]) -> str:

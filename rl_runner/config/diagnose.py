@@ -16,6 +16,7 @@ from rl_runner.config.problems import flat_keys, override_problem
 from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
 
+SEARCH = "hydra/sweeper=optuna"
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
@@ -67,19 +68,18 @@ def problems_of(load: Compose, overrides: Sequence[str]) -> list[str]:
 
 
 def jobs_of(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """The jobs of a sweep, and one line for each override that cannot be parsed."""
+    """The jobs of a sweep, and one line for each override that cannot be swept; intervals of a search are left out."""
     from hydra_plugins.rl_runner.sweeper import grid
 
     parsed, problems = [], []
     for override in overrides:
         try:
-            one = OverridesParser.create().parse_overrides([override])
-            grid(one)  # an interval is refused on its own
-            parsed += one
+            (one,) = OverridesParser.create().parse_overrides([override])
+            if SEARCH not in overrides or not one.is_sweep_override() or one.is_discrete_sweep():
+                grid([one])
+                parsed.append(one)
         except HydraException as error:
             problems.append(override_problem(override, error, known=[]))
-        except UserError as error:
-            problems.append(str(error))
     return grid(parsed), problems
 
 

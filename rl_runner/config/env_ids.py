@@ -13,7 +13,7 @@ NAMESPACES = {"ALE": ("ale_py", "atari")}
 # Where the code of registered ids lies, and what it imports in turn: (module, extra).
 FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("Box2D", "box2d")}
 
-OWN = "; if a package of yours registers it, add plugins=[your_package]"
+OWN = "; if a package of yours registers it, name that in plugins=[...]"
 
 
 def known_ids() -> list[str]:

@@ -72,6 +72,10 @@ class RunLevel(Strict):
     fresh: bool = False
 
 
+# What a file from before a key existed means.
+YOUNGER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+
+
 class Config(RunLevel):
     """Everything that decides a run; never mutated."""
 

@@ -109,7 +109,7 @@ def schema(target: Callable[..., Any], group: str) -> type[BaseModel]:
 def import_plugins(plugins: Sequence[str]) -> list[str]:
     """Import the user's packages, so that they may register environments; the problems met."""
     problems = []
-    if plugins and os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as with python -m: a package need not be installed
     for name in plugins:
         try:

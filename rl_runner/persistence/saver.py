@@ -28,7 +28,7 @@ class Saver:
         self._session.beat(self._run.step)
         if self._session.signum:
             self.save(wait=True)
-            raise Interrupted(self._session.signum, self._session.directory)
+            raise Interrupted(self._session.signum, self._session.resume)
         every = self._run.config.checkpoint_every
         if crossed(every, self._step, self._run.step) if every else time.monotonic() >= self._due:
             self.save()

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -51,6 +52,11 @@ class Session:
             self._write_end(error)
         os.close(self._lock)
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the run."""
+        return f"rl-runner resume {shlex.quote(str(self.directory))}"
+
     def begin(self, step: int, total_steps: int) -> None:
         """From here on the status of the directory is this process's."""
         self._status = {
@@ -86,7 +92,7 @@ class Session:
     def impatient(self) -> Iterator[None]:
         """Where everything is saved, a signal interrupts at once."""
         if self.signum:
-            raise Interrupted(self.signum, self.directory)
+            raise Interrupted(self.signum, self.resume)
         self._patient = False
         yield
         self._patient = True
@@ -96,7 +102,7 @@ class Session:
             signal.signal(each, signal.SIG_DFL)
         self.signum = signum
         if not self._patient:
-            raise Interrupted(signum, self.directory)
+            raise Interrupted(signum, self.resume)
 
     def _write_end(self, error: BaseException) -> None:
         match error:

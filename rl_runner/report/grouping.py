@@ -47,7 +47,7 @@ def build(runs: Sequence[Run], tag: str) -> Study:
     known = {name for run in runs for name in [*run.result, *run.curves] if "/" in name}
     if known and tag not in known:
         if tag.startswith("eval/") and not any(name.startswith("eval/") for name in known):
-            raise UserError(f"no run has been evaluated yet; there are {', '.join(sorted(known))}")
+            raise UserError(f"no run has been evaluated yet; choose with --tag from {', '.join(sorted(known))}")
         raise UserError(f"no run has the tag {tag}; there are {', '.join(sorted(known))}")
     envs = _environment_names(runs)
     keys = _distinguishing_keys(runs, envs)

@@ -11,13 +11,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rl_runner.config.schema import RunLevel
+from rl_runner.config.schema import YOUNGER
 from rl_runner.errors import UserError
 from rl_runner.report.progress import progress
 from rl_runner.rundir import CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
 
 Array = NDArray[np.float64]
-YOUNGER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
 
 
 class Curve(NamedTuple):

@@ -117,7 +117,7 @@ def _one_environment(env: str, found: list[Comparison]) -> str:
         return f"{leader} is the {words.best} of {len(found) + 1} on {env}."
     if len(open_ones) == len(found):
         clear = f"{leader} has the highest mean, but none of the others is clearly {words.worse}"
-        if not any(comparison.difference for comparison in found):
+        if all(math.isclose(comparison.difference, 0, abs_tol=1e-9) for comparison in found):
             clear = f"all {len(found) + 1} have the same mean"
         return f"No clear {'winner' if words is RETURNS else 'difference'} on {env}: {clear}."
     behind = len(found) - len(open_ones)

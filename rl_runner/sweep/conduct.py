@@ -60,7 +60,7 @@ def conduct(jobs: Sequence[Job], directory: Path, chosen: Engine) -> None:
     print(f"{directory}: {len(jobs)} jobs, {len(jobs) - len(todo)} finished; {min(chosen.n_jobs, len(jobs))} at once")
     for job in todo:
         job.save()
-    with Crew(chosen, Board(), directory) as crew:
+    with Crew(chosen, Board()) as crew:
         crew.add(jobs)
         while crew.busy:
             crew.turn()

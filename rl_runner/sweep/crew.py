@@ -1,9 +1,10 @@
 """Works through jobs with an engine: starts what can start, watches, and lets all of them save when told to stop."""
 
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import FrameType, TracebackType
 
 from rl_runner.errors import Interrupted
@@ -17,14 +18,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Crew:
-    """Jobs of the sweep in `directory` that wait, are at work, or have ended; `failures` says of each that failed why.
+    """Jobs that wait, are at work, or have ended; `failures` says of each that failed why.
 
     The first signal stops the crew after every job has saved; a second one does not wait for that.
     """
 
-    def __init__(self, engine: Engine, board: Board, directory: Path):
+    def __init__(self, engine: Engine, board: Board):
         self.failures: dict[Job, str] = {}
-        self._engine, self._board, self._directory = engine, board, directory
+        self._engine, self._board = engine, board
         self._waiting: list[Job] = []
         self._working: dict[Job, Worker] = {}
         self._dropped: dict[Job, str] = {}
@@ -45,7 +46,7 @@ class Crew:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         if self._signum and not error:
-            raise Interrupted(self._signum, self._directory)
+            raise Interrupted(self._signum, f"rl-runner {shlex.join(sys.argv[1:])}")  # the same again
 
     @property
     def stopped(self) -> bool:

@@ -177,7 +177,7 @@ def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: s
         remember(directory, resumable=False)
         at_work = factory(group.values)(space=space, compose=compose, directory=directory)
         print(f"{directory}: {len(at_work.study.trials)} trials so far; {chosen.n_jobs} jobs at once")
-        with Crew(chosen, Board(), directory) as crew:
+        with Crew(chosen, Board()) as crew:
             jobs = at_work.run(crew)
         write_json(directory / SEARCH, at_work.record())
         conclude(directory, len(jobs), crew)

@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -88,5 +89,5 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: a grid needs values; to search an interval add hydra/sweeper=optuna")
+        raise ConfigCompositionException("a grid needs values; to search an interval add hydra/sweeper=optuna")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
