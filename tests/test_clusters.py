@@ -42,11 +42,12 @@ def test_requeued_slurm_jobs_end_with_the_same_files(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "rl_runner", *WORDS, "hydra/launcher=slurm"]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         disturb(1, "scontrol", "requeue")
-        disturb(2, "scancel", "--signal=USR2")  # as SLURM warns of the end of a job's time
+        # As SLURM warns of the end of a job's time; to one that waits until another has left, so it is not over yet.
+        disturb(3, "scancel", "--signal=USR2")
         printed, _ = process.communicate()
         assert process.returncode == 0, printed
         assert ask("squeue", "--noheader") == ""
-    for seed in (1, 2):
+    for seed in (1, 3):
         assert "continues at step" in (job(sweep, seed) / "log.txt").read_text()
         same_as_alone(job(sweep, seed), tmp_path / f"alone_{seed}")
     assert len(list(sweep.glob("*/result.json"))) == 4
