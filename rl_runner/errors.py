@@ -14,12 +14,16 @@ class RunFailed(Exception):  # noqa: N818 - it names an outcome, not a mistake i
     """Training cannot go on (a NaN, a broken environment); the message names the culprit. Exit code 1."""
 
 
-class Interrupted(Exception):  # noqa: N818
-    """A signal asked a run or a sweep to stop, and all is saved; `command` goes on. Exit code 128 + signal number."""
+class Interrupted(BaseException):
+    """A signal asked a run or a sweep to stop; `command` goes on. Exit code 128 + signal number.
 
-    def __init__(self, signum: int, command: str):
-        super().__init__(f"interrupted by signal {signum}, all is saved; to go on: {command}")
-        self.signum = signum
+    `unsaved`: what could not be saved, if anything. No `except Exception` of an environment may take it for its own.
+    """
+
+    def __init__(self, signum: int, command: str, unsaved: str | None = None):
+        state = f"; {unsaved}" if unsaved else ", all is saved"
+        super().__init__(f"interrupted by signal {signum}{state}; to go on: {command}")
+        self.signum, self.unsaved = signum, unsaved
 
 
 class Parser(argparse.ArgumentParser):

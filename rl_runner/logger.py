@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl_runner.curves import Curves
 from rl_runner.errors import RunFailed
+from rl_runner.persistence import durable
 from rl_runner.rundir import METRICS
 
 
@@ -62,6 +63,11 @@ class Averages:
         self._counts = dict(zip(keys, state["counts"], strict=True))
 
 
+def finite(row: Mapping[str, float]) -> dict[str, float]:
+    """What of a row can be written."""
+    return {tag: value for tag, value in row.items() if math.isfinite(value)}
+
+
 class Logger:
     """Writes rows `{"step": int, tag: float, ...}` to metrics.jsonl and the same points for TensorBoard.
 
@@ -84,7 +90,7 @@ class Logger:
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One row; values that are not finite are left out."""
-        row = {tag: value for tag, value in row.items() if math.isfinite(value)}
+        row = finite(row)
         self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
         with suppress(OSError):  # sync tries again, and no checkpoint goes without it
             self._drain()
@@ -92,12 +98,14 @@ class Logger:
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; the lengths of the files, for continuing them."""
-        self._drain()
-        os.fsync(self._file.fileno())
+        with durable.named(self._path):
+            self._drain()
+            os.fsync(self._file.fileno())
         return {"metrics": self._path.stat().st_size, "curves": self._curves.sync(self._rows)}
 
     def close(self) -> None:
-        self._drain()
+        """Bring all rows to the disk, or raise OSError, for good."""
+        self.sync()
         self._file.close()
         self._curves.close()
 

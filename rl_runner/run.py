@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
 from rl_runner.envs import Envs, Spec
+from rl_runner.envs.spaces import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
-from rl_runner.logger import Averages, Logger
+from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import checkpoint, snapshot
@@ -26,7 +28,7 @@ from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
-from rl_runner.train import Run, crossed, train, updates_due
+from rl_runner.train import Run, due_row, train, training_row, updates_due
 
 
 def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
@@ -73,8 +75,8 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
             return result
         try:
             return work(config, directory, session, saved)
-        except OSError as error:
-            raise RunFailed(f"{error.filename or directory}: {error.strerror or error}") from error
+        except (OSError, SystemExit) as error:  # of the disk; or of a class of the user's, and then no reason to end
+            raise RunFailed(reason(error)) from error
 
 
 def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
@@ -106,7 +108,7 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     log = checkpoint.log_of(parts.replay, directory / CHECKPOINT)
     if saved:
         restore(parts, log, saved, origin)
-    session.begin(parts.step, config.total_steps)
+    session.begin(lambda: parts.step, config.total_steps)
     save_config(config, directory / CONFIG)
     (directory / RESULT).unlink(missing_ok=True)
     logger = Logger(directory, header.hparams(config), parts.step, saved.state["written"] if saved else None)
@@ -115,16 +117,17 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
 
     def on_row(row: dict[str, float]) -> None:
+        row = finite(row)
         logger.write(parts.step, row)
         progress.show(parts.step, row)
-        session.note(parts.step, row)
+        session.note(row)
 
     def after_step() -> None:
         progress.advance(parts.step)
         saver.after_step()
 
-    if saved and extends(config, saved) and crossed(config.eval_every, parts.step - config.num_envs, parts.step):
-        on_row(parts.evaluator(parts.agent, config.eval_episodes)[0])  # the final evaluation had taken its place
+    if saved and extends(config, saved) and (row := due_row(parts, parts.step - config.num_envs)):
+        on_row(row)  # the one with the final evaluation had taken its place
     try:
         train(parts, update, on_row, after_step)
     except RunFailed:
@@ -132,26 +135,42 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
         raise
     finally:
         checkpoints.wait()
-    saver.save(wait=True)
-    with session.impatient():
+    unsaved = saver.save(wait=True)
+    with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, config.final_eval_episodes)
-    on_row(metrics)
-    logger.close()
+    on_row(training_row(parts) | metrics)
     progress.close()
-    result = metrics | {
+    result = finite(metrics) | {
         "episode_returns": returns,
         "total_steps": parts.step,
         "updates": parts.updates,
         "wall_seconds": saver.wall_seconds,
-        "sps": parts.step / parts.training_seconds,
+        "sps": parts.step / max(parts.stopwatch.seconds, 1e-9),
         "params_sha256": params_sha256(parts.agent),
         "seed": config.seed,
         "versions": versions(parts.envs.envs[0]),
     }
-    write_json(directory / RESULT, result)
-    session.end("finished", parts.step)
     print(header.farewell(result, directory))
+    problems = [unsaved, attempt(logger.close), attempt(lambda: write_json(directory / RESULT, result))]
+    if not any(problems):
+        problems = [attempt(session.end)]
+    if said := "; ".join(filter(None, problems)):
+        raise RunFailed(f"trained to its end, but {said}; to write what is missing: {session.resume}")
     return result
+
+
+def attempt(write: Callable[[], Any]) -> str | None:
+    """What keeps something from being written, if anything does."""
+    try:
+        write()
+    except OSError as error:
+        return reason(error)
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """A file and what is wrong with it, or else the error in one line."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else one_line(error)
 
 
 def params_sha256(agent: Agent) -> str:

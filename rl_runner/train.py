@@ -1,5 +1,6 @@
 """The loop: act, store, learn, evaluate, log, all counted in environment steps."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,43 @@ from rl_runner.optim import linear_decay, optimizers
 from rl_runner.protocols import Agent, Replay
 
 
+class Stopwatch:
+    """Seconds of training, evaluations excluded, and the speed since the last row; both outlive a kill."""
+
+    def __init__(self) -> None:
+        self.row = (0.0, 0, 0)  # seconds, steps and updates at the last row
+        self._before, self._since = 0.0, math.nan  # seconds until it was last started, and when that was
+
+    @property
+    def seconds(self) -> float:
+        return self._before if math.isnan(self._since) else self._before + time.perf_counter() - self._since
+
+    def set(self, seconds: float, row: tuple[float, int, int]) -> None:
+        """Stand still at so many seconds."""
+        self._before, self._since, self.row = seconds, math.nan, row
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.set(self.seconds, self.row)
+
+    def read(self, step: int, updates: int) -> dict[str, float]:
+        """Steps and updates per second since the last row; this is the next one."""
+        (seconds, steps, updates_then), self.row = self.row, (self.seconds, step, updates)
+        elapsed = max(self.seconds - seconds, 1e-9)
+        return {
+            "charts/SPS": (step - steps) / elapsed,
+            "charts/updates_per_second": (updates - updates_then) / elapsed,
+        }
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.stop()
+        yield
+        self.start()
+
+
 @dataclass
 class Run:
     """The parts of a run and where it stands."""
@@ -29,17 +67,20 @@ class Run:
     warm_up: torch.Generator
     step: int = 0  # environment steps
     updates: int = 0
-    training_seconds: float = 0.0  # evaluations excluded
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     finished_episodes: list[tuple[float, int]] = field(default_factory=list)  # (return, length) since the last row
 
 
 def train(
     run: Run, update: Callable[[int], None], on_row: Callable[[dict[str, float]], None], after_step: Callable[[], None]
 ) -> None:
-    """Train to `total_steps`: `update(step)` learns once, `on_row` takes logged rows, `after_step` may save or stop."""
+    """Train to `total_steps`: `update(step)` learns once, `on_row` takes logged rows, `after_step` may save or stop.
+
+    The row of the last step is left to the caller, whose final evaluation belongs into it.
+    """
     config, envs, agent, replay = run.config, run.envs, run.agent, run.replay
     random_action = uniform_policy(envs.spec, config.num_envs, run.warm_up)
-    stopwatch = Stopwatch(run)
+    run.stopwatch.start()
     while run.step < config.total_steps:
         before, obs = run.step, envs.obs
         action = random_action() if before < config.learning_starts else agent.explore(obs, before, envs.first)
@@ -52,16 +93,21 @@ def train(
             update(run.step)
             run.updates += 1
 
-        row: dict[str, float] = {}
-        if crossed(config.log_every, before, run.step):
-            row |= training_row(run, stopwatch.read())
-        if crossed(config.eval_every, before, run.step) and run.step < config.total_steps:
-            with stopwatch.paused():
-                row |= run.evaluator(agent, config.eval_episodes)[0]
-        if row:
+        if run.step < config.total_steps and (row := due_row(run, before)):
             on_row(row)
         after_step()
-    stopwatch.read()
+    run.stopwatch.stop()
+
+
+def due_row(run: Run, before: int) -> dict[str, float]:
+    """What is to be logged after the environment steps (before, step]."""
+    row: dict[str, float] = {}
+    if crossed(run.config.log_every, run.stopwatch.row[1], run.step):
+        row |= training_row(run)
+    if crossed(run.config.eval_every, before, run.step):
+        with run.stopwatch.paused():
+            row |= run.evaluator(run.agent, run.config.eval_episodes)[0]
+    return row
 
 
 def updates_due(config: Config, batch_size: int, before: int, step: int) -> int:
@@ -82,9 +128,9 @@ def uniform_policy(spec: Spec, num_envs: int, stream: torch.Generator) -> Callab
     return lambda: torch.rand(num_envs, spec.action_dim or 0, generator=stream) * 2 - 1
 
 
-def training_row(run: Run, speed: dict[str, float]) -> dict[str, float]:
+def training_row(run: Run) -> dict[str, float]:
     """What has happened since the last row, by tag."""
-    row = run.averages.read() | schedules(run) | speed
+    row = run.averages.read() | schedules(run) | run.stopwatch.read(run.step, run.updates)
     if episodes := run.finished_episodes:
         row["charts/episodic_return"] = sum(total for total, _ in episodes) / len(episodes)
         row["charts/episodic_length"] = sum(length for _, length in episodes) / len(episodes)
@@ -98,28 +144,3 @@ def schedules(run: Run) -> dict[str, float]:
     if run.config.lr_schedule == "linear" and optimizers(run.agent) and "lr" in run.config.optimizer:
         values["charts/learning_rate"] = run.config.optimizer["lr"] * linear_decay(run.step, run.config.total_steps)
     return values
-
-
-class Stopwatch:
-    """Steps and updates per second since the last reading, evaluations excluded."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.since, self.step, self.updates = time.perf_counter(), run.step, run.updates
-
-    def read(self) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = max(now - self.since, 1e-9)
-        speed = {
-            "charts/SPS": (self.run.step - self.step) / seconds,
-            "charts/updates_per_second": (self.run.updates - self.updates) / seconds,
-        }
-        self.run.training_seconds += now - self.since
-        self.since, self.step, self.updates = now, self.run.step, self.run.updates
-        return speed
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - started

@@ -161,7 +161,7 @@ def test_compiled_is_eager(
 
 def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     words = ("algo=q_learning", "algo.initial_q=0.5", "env=FrozenLake-v1", "num_envs=3")
-    words += ("total_steps=300", "eval_every=0", "log_every=300")
+    words += ("total_steps=300", "eval_every=0", "log_every=150")
     agents, rows = [], list[dict[str, float]]()
     for mode in ("compile", "eager"):
         run = build(configure(*words), None)

@@ -69,7 +69,7 @@ def test_nothing_is_missing_on_the_path_of_an_update(configure: Callable[..., Co
     sys.setprofile(trace)
     try:
         update(run.step)
-        training_row(run, {})
+        training_row(run)
     finally:
         sys.setprofile(None)
     told = {(file, name) for file, (names, _) in reading().items() for name in names}

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from killing import assert_same, kill, rows, start
+from killing import assert_same, kill, start
 
 from rl_runner import resume, saved_policy
 from rl_runner.__main__ import main
@@ -131,13 +131,15 @@ def test_the_same_command_goes_on_and_then_says_that_it_is_finished(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
 
 
-def test_an_extended_run_without_schedules_is_the_longer_run(configure: Configure, tmp_path: Path) -> None:
-    run(configure(*TINY, *SAC), tmp_path / "extended")
-    resume.main([str(tmp_path / "extended"), "total_steps=480"])
-    run(configure(*TINY, *SAC, "total_steps=480"), tmp_path / "longer")
-    results = [read_json(tmp_path / name / RESULT) for name in ("extended", "longer")]
-    assert results[0]["params_sha256"] == results[1]["params_sha256"]
-    assert _by_step(tmp_path / "extended") == _by_step(tmp_path / "longer")
+@pytest.mark.parametrize("every", [(20, 60), (70, 60), (20, 0), (1000, 1000)], ids=str)  # rows, evaluations
+def test_an_extended_run_without_schedules_is_the_longer_run(
+    every: tuple[int, int], configure: Configure, tmp_path: Path
+) -> None:
+    words = (*TINY, *SAC, f"log_every={every[0]}", f"eval_every={every[1]}")
+    run(configure(*words), tmp_path / "extended")
+    resume.main([str(tmp_path / "extended"), "total_steps=330"])
+    run(configure(*words, "total_steps=330"), tmp_path / "longer")
+    assert_same(tmp_path / "extended", tmp_path / "longer")
 
 
 def test_learning_rates_fall_from_where_they_began_after_a_stop(
@@ -150,15 +152,6 @@ def test_learning_rates_fall_from_where_they_began_after_a_stop(
     with pytest.raises(Interrupted):
         run(config, tmp_path / "stopped")
     assert run(config, tmp_path / "stopped")["params_sha256"] == whole["params_sha256"]
-
-
-def _by_step(directory: Path) -> dict[int, dict[str, float]]:
-    """Rows of one step as one: an evaluation made up for after the run was extended has a row of its own."""
-    merged: dict[int, dict[str, float]] = {}
-    for row in rows(directory):
-        assert not merged.setdefault(row["step"], {}).keys() & row.keys() - {"step"}, "a tag stands twice at a step"
-        merged[row["step"]] |= row
-    return merged
 
 
 def test_extending_stretches_schedules_and_says_so(

@@ -18,7 +18,7 @@ from rl_runner.algos import dqn
 from rl_runner.errors import RunFailed
 from rl_runner.logger import Averages
 from rl_runner.run import build, params_sha256
-from rl_runner.train import Run, crossed, train, uniform_policy, updates_due
+from rl_runner.train import Run, crossed, train, training_row, uniform_policy, updates_due
 
 WALL_CLOCK = {"charts/SPS", "charts/updates_per_second"}
 SMALL = ("network.hidden=[8]", "algo.batch_size=8", "replay.capacity=200", "total_steps=60", "learning_starts=10",
@@ -73,6 +73,7 @@ def finish(run: Run, update: Callable[[int], None] | None = None) -> list[dict[s
 
     eager = accelerate.build_update(run.agent, run.replay, run.averages, "eager")
     train(run, update or eager, on_row, lambda: None)
+    on_row(training_row(run))  # with the final evaluation, where there is one
     return rows
 
 

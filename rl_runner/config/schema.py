@@ -1,6 +1,5 @@
 """The config of a run: its schema, and its file."""
 
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, Private
 from rl_runner.config.problems import flat_keys, override_problem, value_problems
 from rl_runner.config.targets import Strict, factory, import_plugins, read_group
 from rl_runner.errors import UserError
+from rl_runner.persistence import durable
 from rl_runner.rundir import COMMAND, command_line_of
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
@@ -149,14 +149,11 @@ def written_values(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the config as YAML, replacing the file atomically; the command line stands above it as a comment."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(f"{COMMAND}{shlex.join(config._command_line)}\n")
-        yaml.safe_dump(written_values(config), file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write the config as YAML; the command line stands above it as a comment, whose line it must not leave."""
+    words = shlex.join(config._command_line)
+    command = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    text = f"{COMMAND}{command}\n{yaml.safe_dump(written_values(config), sort_keys=False)}"
+    durable.replace(path, text.encode())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -198,7 +195,7 @@ def _from_environment(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple
 def _read(path: Path) -> tuple[DictConfig, list[str]]:
     """The content of a saved config, and the command line that stands above it."""
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         saved = OmegaConf.create(yaml.safe_load(text))
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no run: there is no {path.name} in it") from None

@@ -44,18 +44,19 @@ class Checkpoints:
     """Writes the checkpoints of one run, each in two halves.
 
     What could change is copied while training waits; bringing it to the disk is left to a thread. A failure (a full
-    disk) is said once and not fatal: the next checkpoint is another try.
+    disk) is not fatal: the next checkpoint is another try.
     """
+
+    problem: str | None = None  # why the newest state is not on the disk, and which one is
 
     def __init__(self, directory: Path, origin: dict[str, Any], log: RowLog | None, continued: Saved | None):
         self.directory = directory
         self._origin, self._log = origin, log
         self._kept = [] if continued is None else [(continued.number, continued.replay)]
         self._number = 1 + max((int(path.stem) for path in directory.glob("*.json")), default=0)
-        self._saved_step = continued.step if continued else None
+        self.saved_step = continued.step if continued else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self._failing = False
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint; `state` may change as soon as this returns."""
@@ -74,15 +75,12 @@ class Checkpoints:
         if self._writing:
             self._writing.result()
             self._writing = None
-        return not self._failing
+        return self.problem is None
 
     def failed(self, step: int, error: OSError) -> None:
-        """Say that a checkpoint could not be written, once until one could."""
-        if not self._failing:
-            last = "there is none yet" if self._saved_step is None else f"the last one is of step {self._saved_step:,}"
-            reason = error.strerror or error
-            print(f"checkpoint at step {step:,} failed ({reason}), {last}: training goes on", file=sys.stderr)
-        self._failing = True
+        """Take note that a checkpoint could not be written."""
+        last = "there is none yet" if self.saved_step is None else f"the last one is of step {self.saved_step:,}"
+        self.problem = f"checkpoint at step {step:,} failed ({error.strerror or error}), {last}"
 
     def _commit(self, step: int, content: bytes, rows: dict[str, Any] | None) -> None:
         number = self._number
@@ -98,6 +96,7 @@ class Checkpoints:
             if self._log and rows:
                 self._log.sync(rows)
             durable.replace(_state_file(self.directory, number), content)
+            durable.sync_directory(self.directory.parent)  # to which this one and the run's other files may be new
             durable.replace(_manifest_file(self.directory, number), seal(manifest))
             self._kept = [*self._kept, (number, rows)][-KEPT:]
             self._remove_others()
@@ -106,9 +105,7 @@ class Checkpoints:
             return
         if self._log and rows:
             self._log.description = rows
-        if self._failing:
-            print(f"checkpoints land again: step {step:,}", file=sys.stderr)
-        self._number, self._saved_step, self._failing = number + 1, step, False
+        self._number, self.saved_step, self.problem = number + 1, step, None
 
     def _remove_others(self) -> None:
         named = {make(self.directory, number) for number, _ in self._kept for make in (_state_file, _manifest_file)}

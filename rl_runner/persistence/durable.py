@@ -1,7 +1,17 @@
 """Files that survive a kill and a power cut: written beside their place, brought to the disk, then renamed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that a power cut leaves in its place; those that lead there may be as new, whoever made them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for parent in directory.absolute().parents:
+        with suppress(PermissionError):  # then it was there before
+            sync_directory(parent)
 
 
 def replace(path: Path, content: bytes, sync: bool = True) -> None:
@@ -10,20 +20,32 @@ def replace(path: Path, content: bytes, sync: bool = True) -> None:
     With `sync=False` the disk may learn of it later, which is enough against the end of the process alone.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    with named(path):
         try:
-            write_all(descriptor, content, 0)
-            if sync:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk must not stay full of what could not be finished
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                write_all(descriptor, content, 0)
+                if sync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)  # a full disk must not stay full of what could not be finished
+            raise
+        if sync:
+            sync_directory(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let every OSError say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
-    if sync:
-        sync_directory(path.parent)
 
 
 def write_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:

@@ -1,5 +1,6 @@
 """When a run is saved, and what else happens between two steps: signals, and the status for others to read."""
 
+import sys
 import time
 from typing import Any
 
@@ -22,19 +23,23 @@ class Saver:
         self._started = time.monotonic() - wall_seconds
         self._due = time.monotonic() + SECONDS
         self._step = run.step  # of the last checkpoint
+        self._failing = False  # as was last said
 
     def after_step(self) -> None:
         """Save if it is time; Interrupted if a signal asked to stop."""
-        self._session.beat(self._run.step)
+        self._session.beat()
         if self._session.signum:
-            self.save(wait=True)
-            raise Interrupted(self._session.signum, self._session.resume)
+            raise Interrupted(self._session.signum, self._session.resume, self.save(wait=True))
+        self._tell()
         every = self._run.config.checkpoint_every
         if crossed(every, self._step, self._run.step) if every else time.monotonic() >= self._due:
             self.save()
 
-    def save(self, wait: bool = False) -> None:
-        """Save the run as it is now, and wait for the disk if asked; RunFailed if there is nothing sound to save."""
+    def save(self, wait: bool = False) -> str | None:
+        """Save the run as it is now; RunFailed if there is nothing sound to save.
+
+        If asked, wait for the disk, and return what is wrong with it if the state is not there.
+        """
         started = time.monotonic()
         snapshot.check(self._run)
         try:
@@ -48,6 +53,16 @@ class Saver:
         now = time.monotonic()
         self._step = self._run.step
         self._due = now + max(SECONDS, (now - started) / LARGEST_SHARE)
+        return self._checkpoints.problem if wait else None
+
+    def _tell(self) -> None:
+        """Say that checkpoints fail, or that they land again, each once."""
+        problem = self._checkpoints.problem
+        if problem and not self._failing:
+            print(f"{problem}: training goes on", file=sys.stderr)
+        elif self._failing and not problem:
+            print(f"checkpoints land again: step {self._checkpoints.saved_step:,}", file=sys.stderr)
+        self._failing = bool(problem)
 
     @property
     def wall_seconds(self) -> float:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,11 @@ from typing import Any
 
 from rl_runner.envs.spaces import one_line
 from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.persistence import durable
 from rl_runner.rundir import STATUS, write_json
 
 LOCK = ".lock"
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 STATUS_EVERY = 5.0  # seconds
 
 
@@ -32,24 +33,27 @@ class Session:
         self.directory = directory
         self.signum: int | None = None
         self._status: dict[str, Any] = {}
+        self._step: Callable[[], int]
+        self._unsaved: str | None = None
         self._written = -STATUS_EVERY
         self._patient = True
 
     def __enter__(self) -> "Session":
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(self.directory)
             self._lock = lock(self.directory / LOCK)
         except OSError as error:
             raise UserError(f"{self.directory} cannot be written: {error.strerror}") from error
         on_main_thread = threading.current_thread() is threading.main_thread()
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in STOPPING} if on_main_thread else {}
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in stopping()} if on_main_thread else {}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler or signal.SIG_DFL)
         if error and self._status:
-            self._write_end(error)
+            with suppress(OSError):  # the error itself says more
+                self._write(**how_it_ended(error), sync=True)
         os.close(self._lock)
 
     @property
@@ -57,65 +61,71 @@ class Session:
         """The command that goes on with the run."""
         return f"rl-runner resume {shlex.quote(str(self.directory))}"
 
-    def begin(self, step: int, total_steps: int) -> None:
-        """From here on the status of the directory is this process's."""
+    def begin(self, step: Callable[[], int], total_steps: int) -> None:
+        """From here on the status of the directory is this process's; `step` tells where the run stands."""
+        self._step = step
         self._status = {
             "state": "running",
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "step": step,
+            "step": step(),
             "total_steps": total_steps,
         }
-        write_json(self.directory / STATUS, self._status)
+        self._write()
 
-    def note(self, step: int, row: Mapping[str, float]) -> None:
+    def note(self, row: Mapping[str, float]) -> None:
         """Take the latest figures of a row into the status."""
         tags = {"sps": "charts/SPS", "return": "charts/episodic_return", "evaluation": "eval/return_mean"}
         self._status |= {name: row[tag] for name, tag in tags.items() if tag in row}
-        self.beat(step)
+        self.beat()
 
-    def beat(self, step: int) -> None:
+    def beat(self) -> None:
         """Say every few seconds where the run stands."""
-        now = time.monotonic()
-        if now - self._written < STATUS_EVERY:
-            return
-        self._written = now
-        self._status |= {"step": step, "updated": time.time()}
-        with suppress(OSError):  # a full disk; the checkpoint says so
-            write_json(self.directory / STATUS, self._status, sync=False)
+        if time.monotonic() - self._written >= STATUS_EVERY:
+            with suppress(OSError):  # a full disk; the checkpoint says so
+                self._write()
 
-    def end(self, state: str, step: int) -> None:
-        """The last word on a run."""
-        write_json(self.directory / STATUS, self._status | {"state": state, "step": step, "updated": time.time()})
+    def end(self) -> None:
+        """The last word on a run that is done."""
+        self._write(state="finished", sync=True)
 
     @contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Where everything is saved, a signal interrupts at once."""
+    def impatient(self, unsaved: str | None) -> Iterator[None]:
+        """Where everything is saved, but for what is `unsaved`, a signal interrupts at once."""
+        self._unsaved, self._patient = unsaved, False
         if self.signum:
-            raise Interrupted(self.signum, self.resume)
-        self._patient = False
+            self._interrupt(self.signum)
         yield
         self._patient = True
 
     def _on_signal(self, signum: int, frame: object) -> None:
-        for each in self._handlers:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self._handlers:  # a terminal that closes may say so twice
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         self.signum = signum
         if not self._patient:
-            raise Interrupted(signum, self.resume)
+            self._interrupt(signum)
 
-    def _write_end(self, error: BaseException) -> None:
-        match error:
-            case UserError():
-                return
-            case Interrupted() | KeyboardInterrupt():
-                self._status["state"] = "interrupted"
-            case RunFailed():
-                self._status |= {"state": "failed", "error": str(error)}
-            case _:
-                self._status |= {"state": "failed", "error": one_line(error)}
-        with suppress(OSError):  # the error itself says more
-            write_json(self.directory / STATUS, self._status | {"updated": time.time()})
+    def _interrupt(self, signum: int) -> None:
+        raise Interrupted(signum, self.resume, self._unsaved)
+
+    def _write(self, sync: bool = False, **changes: Any) -> None:
+        self._written = time.monotonic()
+        self._status |= {"step": self._step(), "updated": time.time()} | changes
+        write_json(self.directory / STATUS, self._status, sync)
+
+
+def stopping() -> list[signal.Signals]:
+    """The signals that ask to save and stop; a closed terminal's, unless this process is to survive that (nohup)."""
+    survives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [each for each in STOPPING if not (survives and each == signal.SIGHUP)]
+
+
+def how_it_ended(error: BaseException) -> dict[str, str]:
+    """What the status of a run says that did not come to its end."""
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        unsaved = getattr(error, "unsaved", None)
+        return {"state": "interrupted"} | ({"error": unsaved} if unsaved else {})
+    return {"state": "failed", "error": str(error) if isinstance(error, RunFailed | UserError) else one_line(error)}
 
 
 def lock(path: Path) -> int:

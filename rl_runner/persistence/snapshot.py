@@ -25,7 +25,8 @@ def take(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "updates": run.updates,
-        "training_seconds": run.training_seconds,
+        "training_seconds": run.stopwatch.seconds,
+        "last_row": run.stopwatch.row,
         "finished_episodes": run.finished_episodes,
         "schedules": schedules(run),
         "agent": run.agent.state_dict(),
@@ -47,7 +48,8 @@ def put_back(run: Run, state: dict[str, Any]) -> None:
         what = str(error).partition("\n")[0]
         raise UserError(f"the checkpoint was written by other code and does not fit: {what}") from error
     run.step, run.updates = state["step"], state["updates"]
-    run.training_seconds = state["training_seconds"]
+    seconds = state["training_seconds"]
+    run.stopwatch.set(seconds, tuple(state.get("last_row", (seconds, run.step, run.updates))))
     run.finished_episodes = [(total, length) for total, length in state["finished_episodes"]]
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 
 from rl_runner.errors import Interrupted
-from rl_runner.persistence.session import held
+from rl_runner.persistence.session import held, stopping
 from rl_runner.sweep.board import Board
 from rl_runner.sweep.engine import Engine, Worker
 from rl_runner.sweep.jobs import Job
 
 PAUSE = 0.2  # seconds between two looks
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Crew:
@@ -33,7 +32,7 @@ class Crew:
         self._untold = False  # the jobs know nothing of the signal yet
 
     def __enter__(self) -> "Crew":
-        self._handlers = {signum: signal.signal(signum, self._on_signal) for signum in STOPPING}
+        self._handlers = {signum: signal.signal(signum, self._on_signal) for signum in stopping()}
         self._board.open()
         return self
 
@@ -46,7 +45,8 @@ class Crew:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         if self._signum and not error:
-            raise Interrupted(self._signum, f"rl-runner {shlex.join(sys.argv[1:])}")  # the same again
+            unsaved = "; ".join(f"{job.name}: {error}" for job, error in self.failures.items())
+            raise Interrupted(self._signum, f"rl-runner {shlex.join(sys.argv[1:])}", unsaved)  # the same again
 
     @property
     def stopped(self) -> bool:
@@ -123,6 +123,8 @@ class Crew:
         self._board.show(job, state, error)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP and self.stopped:
+            return  # a terminal that closes may say so twice
         self._signum, self._untold = signum, True
 
     def _stop_all(self, signum: int) -> None:
@@ -138,7 +140,7 @@ def outcome(job: Job, how: str, told_to_stop: bool) -> tuple[str, str]:
     status = job.status()
     match status.get("state"):
         case "interrupted" | "queued" if told_to_stop:
-            return "interrupted", ""
+            return "interrupted", str(status.get("error") or "")  # of a checkpoint that failed
         case "interrupted":
             return "interrupted", "interrupted by others"
         case "failed":
