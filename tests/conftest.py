@@ -1,6 +1,7 @@
 """What several test files share: configs as the command line composes them, small agents, double precision."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def rl_runner(
 ) -> Callable[..., Ended]:
     """Runs a command line in an empty directory; the processes that it starts find the tests' plugin."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setattr(sys, "argv", ["rl-runner"])
 
     def run(*words: str) -> Ended:

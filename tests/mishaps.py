@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -42,6 +43,12 @@ class Mishap(gym.Env[int, int]):
                 sys.exit(0)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "talk":
+                print("0 ± 1", flush=True)
+                sys.stderr.write("as bytes, too: ")
+                sys.stderr.buffer.write(b"\xc2\xb1\n")
+                sys.stderr.flush()
+                warnings.warn("a warning with a ±", stacklevel=1)
 
 
 gym.register("Mishap-v0", Mishap)

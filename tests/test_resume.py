@@ -1,5 +1,6 @@
 """What stops a run, and how it goes on: signals, extensions, full disks, broken environments, second processes."""
 
+import errno
 import json
 import os
 import resource
@@ -9,24 +10,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from killing import assert_same, kill, start
 
 from rl_runner import resume, saved_policy
 from rl_runner.__main__ import main
-from rl_runner.config.schema import Config
+from rl_runner.config.schema import Config, load_config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.evaluate import Evaluator
+from rl_runner.logger import Logger
+from rl_runner.persistence import durable
 from rl_runner.persistence.checkpoint import newest, seal
 from rl_runner.persistence.saver import Saver
 from rl_runner.persistence.session import Session
 from rl_runner.run import run
-from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, read_json
+from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, read_json
+from rl_runner.train import train
 
 TINY = (
     "tuned=none", "learning_starts=40", "total_steps=240", "checkpoint_every=50", "log_every=20", "eval_every=60",
@@ -335,6 +343,16 @@ def test_a_malicious_config_runs_nothing(finished_run: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("word", ["a=b\nalgo: 1", "a=b\r\n", "a=ü ±", "a=\udcff", "a=\u2028'"])
+def test_the_command_line_stays_one_comment(word: str, configure: Configure, tmp_path: Path) -> None:
+    config = configure(*TINY, *DQN)
+    config._command_line[:] = ["first", word, "last"]
+    save_config(config, tmp_path / CONFIG)
+    assert load_config(tmp_path / CONFIG).model_dump() == config.model_dump()
+    saved = command_line_of((tmp_path / CONFIG).read_text("utf-8"))
+    assert (saved[0], saved[-1], len(saved)) == ("first", "last", 3)
+
+
 def test_a_changed_machine_is_named(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (finished_run / CHECKPOINT).glob("*.json"):
         manifest = json.loads(path.read_bytes())
@@ -473,3 +491,179 @@ def _spy(truncated: list[bool]) -> Callable[..., None]:
         train(parts, *rest)
 
     return spy
+
+
+def limited(size: int) -> Callable[[], None]:
+    """Sets the size beyond which no file may grow, as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def disk() -> Iterator[None]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    limited(soft)()
+
+
+@pytest.mark.parametrize(
+    ("full_from", "on_disk"), [(110, "the last one is of step 100"), (1, "there is none yet")], ids=["100", "none"]
+)
+def test_a_signal_on_a_full_disk_names_the_step_that_is_on_it(
+    full_from: int, on_disk: str, disk: None, configure: Configure, at_step: Callable[..., None], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = configure(*TINY, *DQN)
+    undisturbed = run(config, tmp_path / "undisturbed")
+    capsys.readouterr()
+
+    def fill_up() -> None:
+        if full_from > 100:
+            wait_for(tmp_path / "full" / CHECKPOINT / "000002.json")
+        limited(3000)()
+
+    at_step(full_from, fill_up)
+    at_step(130, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted) as interrupted:
+        run(config, tmp_path / "full")
+    limited(-1)()
+    at_step(full_from, lambda: None)
+    at_step(130, lambda: None)
+    said = str(interrupted.value)
+    assert f"checkpoint at step 130 failed (File too large), {on_disk}; to go on: rl-runner resume" in said
+    assert "all is saved" not in said
+    assert said.count("\n") == 0
+    assert "step 130" not in capsys.readouterr().err
+    status = read_json(tmp_path / "full" / STATUS)
+    assert (status["state"], status["step"]) == ("interrupted", 130)
+    assert on_disk in status["error"]
+    assert run(config, tmp_path / "full")["params_sha256"] == undisturbed["params_sha256"]
+    assert "error" not in read_json(tmp_path / "full" / STATUS)
+
+
+@pytest.mark.parametrize("broken", ["checkpoint", METRICS, RESULT, STATUS])
+def test_an_end_that_cannot_be_saved_is_a_failure_that_keeps_its_result(
+    broken: str, disk: None, configure: Configure, at_step: Callable[..., None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whatever of its last files does not fit on the disk; the same command then writes what is missing."""
+    config = configure(*TINY, *DQN)
+    undisturbed = run(config, tmp_path / "undisturbed")
+    capsys.readouterr()
+    directory, replace, drain = tmp_path / "full", durable.replace, Logger._drain
+
+    def full(path: Path, content: bytes, sync: bool = True) -> None:
+        ended = b'"finished"' in content or path.name != STATUS
+        if parts and parts[0].step == 240 and broken in (path.name, path.parent.name) and ended:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        replace(path, content, sync)
+
+    def full_log(logger: Logger) -> None:
+        if broken == METRICS and b'"step": 240' in logger._waiting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        drain(logger)
+
+    parts: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "replace", full)
+        patch.setattr(Logger, "_drain", full_log)
+        patch.setattr("rl_runner.run.train", lambda run, *rest: (parts.append(run), train(run, *rest)))
+        with pytest.raises(RunFailed, match=r"trained to its end, but .*No space left on device.*resume") as failure:
+            run(config, directory)
+    assert str(failure.value).count("\n") == 0
+    assert broken in str(failure.value)
+    if broken == "checkpoint":
+        assert "the last one is of step 200" in str(failure.value)
+    status = read_json(directory / STATUS)
+    assert (status["state"], status["error"], status["step"]) == ("failed", str(failure.value), 240)
+    assert "final evaluation:" in capsys.readouterr().out
+    if broken != RESULT:
+        assert read_json(directory / RESULT)["params_sha256"] == undisturbed["params_sha256"]
+    run(config, directory)
+    assert state(directory) == "finished"
+    assert_same(tmp_path / "undisturbed", directory)
+
+
+def test_a_hangup_saves_and_a_second_one_changes_nothing(
+    configure: Configure, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    """A terminal that closes may send two."""
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        at_step(117, lambda: [os.kill(os.getpid(), signal.SIGHUP) for _ in range(2)])
+        with pytest.raises(Interrupted) as interrupted:
+            run(configure(*TINY, *DQN), tmp_path)
+        assert interrupted.value.signum == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        assert (read_json(tmp_path / STATUS)["state"], read_json(tmp_path / STATUS)["step"]) == ("interrupted", 117)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        at_step(117, lambda: None)
+        at_step(200, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert run(configure(*TINY, *DQN), tmp_path)["total_steps"] == 240
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_in_the_final_evaluation_is_not_taken_for_an_environments_mistake(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, evaluate = configure(*TINY, *DQN, "eval_every=0"), Evaluator.__call__
+    whole = run(config, tmp_path / "whole")
+
+    def evaluated(*args: Any) -> Any:
+        patch.setattr(CartPoleEnv, "step", lambda env, action: os.kill(os.getpid(), signal.SIGTERM))
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", evaluated)
+        with pytest.raises(Interrupted, match="all is saved"):
+            run(config, tmp_path / "run")
+    assert state(tmp_path / "run") == "interrupted"
+    assert run(config, tmp_path / "run")["params_sha256"] == whole["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("total", "log_every", "eval_every"), [(1, 1000, 0), (7, 1000, 1000), (60, 20, 20), (61, 20, 20), (61, 60, 0)]
+)
+def test_a_run_of_any_length_has_one_row_of_its_last_step(
+    total: int, log_every: int, eval_every: int, configure: Configure, tmp_path: Path
+) -> None:
+    words = (f"total_steps={total}", f"log_every={log_every}", f"eval_every={eval_every}")
+    result = run(configure(*TINY, *DQN, *words), tmp_path)
+    found = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [row["step"] for row in found] == sorted({*range(log_every, total, log_every), total})
+    assert {"charts/SPS", "charts/epsilon", "eval/return_mean"} <= found[-1].keys()
+    assert found[-1]["eval/return_mean"] == result["eval/return_mean"]
+    assert read_json(tmp_path / STATUS)["step"] == total
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, KeyboardInterrupt])
+def test_speed_is_counted_over_a_stop(
+    stop: Any, configure: Configure, at_step: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps take 1 to 7 seconds of a clock that nothing else moves; a kill takes back what no checkpoint has seen."""
+    now = 0.0
+
+    def tick(step: int, stopped_at: int | None) -> None:
+        nonlocal now
+        now += 1 + step % 7
+        if step == stopped_at and stop is KeyboardInterrupt:
+            raise stop
+        if step == stopped_at:
+            os.kill(os.getpid(), stop)
+
+    def clocked(directory: Path, stopped_at: int | None = None) -> tuple[float, list[float]]:
+        for step in range(241):
+            at_step(step, partial(tick, step, stopped_at))
+        result = run(configure(*TINY, *DQN), directory)
+        found = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
+        return result["sps"], [row["charts/SPS"] for row in found]
+
+    monkeypatch.setattr("rl_runner.train.time", SimpleNamespace(perf_counter=lambda: now))
+    undisturbed = clocked(tmp_path / "undisturbed")
+    assert undisturbed[0] == 240 / sum(1 + step % 7 for step in range(1, 241))
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        clocked(tmp_path / "stopped", stopped_at=117)
+    assert read_json(tmp_path / "stopped" / STATUS)["step"] == 117
+    assert clocked(tmp_path / "stopped") == undisturbed

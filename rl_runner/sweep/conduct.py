@@ -11,6 +11,7 @@ from typing import Any
 from rl_runner.config.schema import Config, load_config
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import num_threads
+from rl_runner.persistence import durable
 from rl_runner.persistence.session import LOCK, lock
 from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json, write_json
 from rl_runner.sweep.board import Board
@@ -83,7 +84,7 @@ def conclude(directory: Path, num_jobs: int, crew: Crew) -> None:
 def owned(directory: Path) -> Iterator[None]:
     """Sole ownership of a sweep's directory; UserError if another live process has it."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(directory)
         descriptor = lock(directory / LOCK)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror}") from error
