@@ -26,6 +26,13 @@ class Model:
 
 def model_of(env: gym.Env) -> Model | None:
     """The model of an environment with Gymnasium's toy-text attributes `P` and `initial_state_distrib`, else None."""
+    try:
+        return _toy_text(env)
+    except Exception:  # attributes of these names that mean something else
+        return None
+
+
+def _toy_text(env: gym.Env) -> Model | None:
     inner = env.unwrapped
     outcomes, initial = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
     observation, action = inner.observation_space, inner.action_space
@@ -36,6 +43,8 @@ def model_of(env: gym.Env) -> Model | None:
     if getattr(inner, "fickle_passenger", False):  # Taxi's passenger who changes his mind is not in its P
         return None
     S, A = int(observation.n), int(action.n)
+    if outcomes.keys() != set(range(S)) or np.shape(initial) != (S,):
+        return None
     reward = np.zeros((S, A))
     rows, columns, probabilities = [], [], []
     for s, actions in outcomes.items():

@@ -66,6 +66,7 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
         with TemporaryDirectory() as scratch:  # for a replay in files
             prepare(config, Path(scratch), None)
         return {}
+    directory = directory.absolute()  # wherever an environment takes the process
     with Session(directory) as session:
         saved = checkpoint.newest(directory / CHECKPOINT)
         if saved:

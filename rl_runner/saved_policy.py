@@ -10,16 +10,17 @@ import numpy as np
 import torch
 
 from rl_runner.config.env_ids import installed
-from rl_runner.config.schema import Config, load_config
-from rl_runner.envs import EVAL_LIMIT, make, spec_of
-from rl_runner.envs.spaces import action_map, one_line
+from rl_runner.config.schema import Config, EnvConfig, load_config
+from rl_runner.envs import EVAL_LIMIT, make
+from rl_runner.envs.process import contained, one_line
+from rl_runner.envs.spaces import action_map
+from rl_runner.envs.state import SeededEnv
 from rl_runner.errors import Parser, UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
-from rl_runner.seeding import derive
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     for tag, value in metrics.items():
         print(f"{tag} {value:.4g}")
     if camera:
-        print(f"video: {film(agent, config, camera)}")
+        print(f"video: {film(agent, camera)}")
     return {**metrics, "episode_returns": returns}
 
 
@@ -51,43 +52,52 @@ def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
     saved = checkpoint.newest(directory / CHECKPOINT, with_replay=False)
     if saved is None:
         raise UserError(f"{directory} holds no checkpoint yet: rl-runner resume {directory} goes on with the run")
-    env = make(config.env)
-    agent, _ = build_agent(config, spec_of(env, config.env.frame_stack))
+    env = SeededEnv(config.env, (config.seed, "spec", 0))
+    agent, _ = build_agent(config, env.spec)
     env.close()
     agent.load_state_dict(saved.state["agent"])
     return agent, saved.step, saved.origin["environment"][0]
 
 
-def open_camera(config: Config, folder: Path, step: int) -> gym.wrappers.RecordVideo:
+def open_camera(config: Config, folder: Path, step: int) -> SeededEnv:
     """The environment with a camera on it; UserError if there is nothing to see or to film with."""
     if not installed("moviepy"):
         raise UserError('recording needs moviepy: pip install "rl-runner[video]"')
     viewed = config.env.model_copy(update={"kwargs": config.env.kwargs | {"render_mode": "rgb_array"}})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
-        try:
-            env = make(viewed)
-            env.reset(seed=0)
-            if env.render() is None:
-                raise ValueError("render() shows nothing")
-        except Exception as error:
-            hint = "; on a machine without a display set MUJOCO_GL=egl" if "OpenGL" in str(error) else ""
-            raise UserError(f"{config.env.id} cannot be filmed: {one_line(error)}{hint}") from error
-        return gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, name_prefix=f"step-{step}")
+
+    def refused(error: BaseException) -> UserError:
+        said = str(error) if isinstance(error, UserError) else one_line(error)
+        hint = "; on a machine without a display set MUJOCO_GL=egl" if "OpenGL" in said else ""
+        return UserError(f"{config.env.id} cannot be filmed: {said}{hint}")
+
+    def made(env: EnvConfig) -> gym.Env:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
+            try:
+                seen = make(env)
+            except UserError as error:
+                raise refused(error) from error
+            with contained(env.id, refused):
+                seen.reset(seed=0)
+                if seen.render() is None:
+                    raise ValueError("render() shows nothing")
+                return gym.wrappers.RecordVideo(seen, str(folder), lambda episode: True, name_prefix=f"step-{step}")
+
+    return SeededEnv(viewed, (config.seed, "eval", 0), make=made)
 
 
-def film(agent: Agent, config: Config, env: gym.wrappers.RecordVideo) -> Path:
+def film(agent: Agent, env: SeededEnv) -> Path:
     """Film the first evaluation episode; the file."""
-    to_env = action_map(env.action_space)
-    obs, _ = env.reset(seed=derive(config.seed, "eval", 0, 0))
-    spec = spec_of(env, config.env.frame_stack)
-    for _ in range(spec.max_episode_steps or EVAL_LIMIT):
-        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=spec.obs_dtype).unsqueeze(0))
-        obs, _, terminated, truncated, _ = env.step(to_env(action.numpy(force=True))[0])
-        if terminated or truncated:
+    to_env = action_map(env.env.action_space)
+    obs = env.reset(0)
+    for _ in range(env.spec.max_episode_steps or EVAL_LIMIT):
+        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=env.spec.obs_dtype).unsqueeze(0))
+        obs = env.step(to_env(action.numpy(force=True))[0])[0]
+        if not env.playing:
             break
     env.close()
-    return Path(env.video_folder) / f"{env.name_prefix}-episode-0.mp4"
+    video: Any = env.env
+    return Path(video.video_folder) / f"{video.name_prefix}-episode-0.mp4"
 
 
 def positive_number(text: str) -> int:

@@ -10,8 +10,9 @@ import torch
 from gymnasium import spaces
 
 from rl_runner.config.schema import EnvConfig
-from rl_runner.envs import Envs
+from rl_runner.envs import Envs, vector
 from rl_runner.envs.state import ActionHistory, probe
+from rl_runner.envs.vector import LONGEST
 
 
 class Careless(gym.Env):
@@ -44,8 +45,9 @@ class Careless(gym.Env):
 @pytest.fixture(autouse=True)
 def registered():
     gym.register("Careless-v0", Careless)
+    gym.register("Endless-v0", Endless)
     yield
-    del gym.registry["Careless-v0"]
+    del gym.registry["Careless-v0"], gym.registry["Endless-v0"]
 
 
 def careless(flaw=None, **kwargs):
@@ -223,3 +225,94 @@ def test_history_of_short_episodes_stays_small():
         history.append(np.array([t]))
         history.keep(min(t, 10))
     assert len(history._rows) < 3000
+
+
+class Endless(gym.Env):
+    """Counts for ever; where `every` is given, an episode ends after so many steps."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, every=0):
+        self.every, self.obs = every, np.zeros(1, np.float32)
+
+    def reset(self, seed=None, options=None):
+        self.obs = np.full(1, seed % 100, np.float32)
+        return self.obs, {}
+
+    def step(self, action):
+        self.obs = self.obs + 1 + action
+        return self.obs, 1.0, bool(self.every) and self.obs[0] > self.every, False, {}
+
+
+def sizes(envs):
+    """The bytes of actions that the environments hold, and of a checkpoint of them."""
+    file = io.BytesIO()
+    torch.save(envs.state_dict(), file)
+    return envs._history._rows.nbytes, len(file.getvalue())
+
+
+@pytest.mark.parametrize("longest", [2_000, pytest.param(LONGEST, marks=pytest.mark.slow)])
+def test_memory_and_checkpoints_stay_bounded_in_an_episode_that_never_ends(longest, monkeypatch, capsys):
+    monkeypatch.setattr(vector, "LONGEST", longest)
+    envs = Envs(EnvConfig(id="Endless-v0"), 1, seed=0)
+    action = torch.zeros(1, dtype=torch.int64)
+    for step in range(1, 5 * longest + 1):
+        envs.step(action)
+        if step % longest == 0 or step == longest + 1:
+            held, saved = sizes(envs)
+            assert held <= 8 * 2 * (longest + 1)
+            assert saved < (8 * longest if step <= longest else 0) + 4_000
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"Endless-v0, environment 0, episode 0, step {longest + 1}: a longer episode cannot be")
+    resumed = Envs(EnvConfig(id="Endless-v0"), 1, seed=0)
+    assert resumed.load_state_dict(through_a_file(envs.state_dict())) == [
+        f"not exact: {5 * longest} steps into episode 0, environment 0 had played more than the {longest:,} that are "
+        "kept; episode 1 begins instead"
+    ]
+    assert resumed.first.tolist() == [True]
+    check_same_future(envs_at_the_next_episode(), resumed)
+
+
+def envs_at_the_next_episode():
+    fresh = Envs(EnvConfig(id="Endless-v0"), 1, seed=0)
+    fresh.reset(episode=1)
+    return fresh
+
+
+def check_same_future(one, other):
+    action = torch.ones(one.num_envs, dtype=torch.int64)
+    assert all(same(one.step(action), other.step(action)) for _ in range(5))
+
+
+def test_an_episode_that_never_ends_costs_the_others_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(vector, "LONGEST", 300)
+    config = EnvConfig(id="Endless-v0")
+    envs = Envs(config, 2, seed=0)
+    envs._seeded[1].env.unwrapped.every = 220
+    action = torch.zeros(2, dtype=torch.int64)
+    for step in range(1, 6001):
+        envs.step(action)
+        needed = envs._seeded[1].length
+        assert len(envs.state_dict()["actions"]) == (max(step, needed) if step <= 300 else needed)
+        assert len(envs._history._rows) <= 2048
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "Endless-v0, environment 0, episode 0, step 301"
+    ]
+    resumed = Envs(config, 2, seed=0)
+    resumed._seeded[1].env.unwrapped.every = 220
+    (line,) = resumed.load_state_dict(through_a_file(envs.state_dict()))
+    assert line.startswith("not exact: 6000 steps into episode 0, environment 0 had played more than")
+    assert resumed.first.tolist() == [True, False]
+    assert torch.equal(resumed.obs[1], envs.obs[1])
+    for _ in range(5):
+        assert same_row(resumed.step(action), envs.step(action), 1)
+    again = Envs(config, 2, seed=0)
+    again._seeded[1].env.unwrapped.every = 220
+    assert again.load_state_dict(through_a_file(resumed.state_dict())) == []
+
+
+def test_an_episode_of_just_the_longest_length_continues(monkeypatch):
+    monkeypatch.setattr(vector, "LONGEST", 300)
+    check_continuation(EnvConfig(id="Endless-v0"), 1, kills=[300], after=0)

@@ -28,10 +28,13 @@ def problem(env_id: str) -> str | None:
     """Why there is no such environment here and what to type instead, or None if there is one."""
     module, _, name = env_id.rpartition(":")
     if module:
+        from rl_runner.envs.process import contained, one_line  # imports torch, which tab completion does without
+
         try:
-            importlib.import_module(module)
-        except Exception as error:
-            return f"env={env_id}: importing {module} fails ({type(error).__name__}: {error})"
+            with contained(module, lambda error: ImportError(one_line(error))):
+                importlib.import_module(module)
+        except ImportError as error:
+            return f"env={env_id}: importing {module} fails ({error})"
     namespace = NAMESPACES.get(name.partition("/")[0])
     if namespace and not installed(namespace[0]):
         return needs(env_id, *namespace)

@@ -41,14 +41,20 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
 @functools.cache  # the jobs of a sweep share their environments
 def env_spec(env_json: str) -> "Spec":
     """What an agent may know of an environment, from its config as JSON."""
-    from rl_runner.envs.spaces import make, spec_of
+    from rl_runner.envs.process import contained, one_line
+    from rl_runner.envs.spaces import INSTANCES, make, spec_of
 
     env = EnvConfig.model_validate_json(env_json)
-    made = make(env)
+    made = [make(env)]
     try:
-        return spec_of(made, env.frame_stack)
+        made.append(make(env))
+    except UserError as error:
+        raise UserError(f"{error}, though it could be made once; {INSTANCES}") from error
     finally:
-        made.close()
+        for each in made:
+            with contained(env.id, lambda error: UserError(f"env={env.id} cannot be closed: {one_line(error)}")):
+                each.close()
+    return spec_of(made[0], env.frame_stack)
 
 
 def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:

@@ -11,13 +11,21 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformObservation
 
 from rl_runner.config import env_ids
+from rl_runner.envs.convert import agent_dtype, flat
+from rl_runner.envs.process import contained, one_line
+from rl_runner.envs.refusals import refusal
 from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
     from rl_runner.config.schema import EnvConfig
+
+# Said where one more environment fails although others work.
+INSTANCES = (
+    "a run needs several at once: two for a probe, then num_envs to train and as many as eval_episodes, at most 10, to "
+    "evaluate; if they share a port, a file or a device, give each its own"
+)
 
 
 @dataclass(frozen=True)
@@ -34,28 +42,25 @@ class Spec:
 
 
 def make(env: "EnvConfig") -> gym.Env:
-    """The environment, with Box or zero-based Discrete observations and its time limit; UserError if it cannot be."""
+    """The environment with its time limit, if the runner can work with its spaces; UserError with the reason if not."""
     problem = env_ids.problem(env.id)
     if problem:
         raise UserError(problem)
-    try:
-        with _quiet(env.id):
-            # The passive checker costs time in every step and warns about other people's code.
-            made = gym.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True, **env.kwargs)
-            return _stack(_simplify(made, env.id), env)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"env={env.id} cannot be made: {one_line(error)}") from error
+    with contained(env.id, lambda error: UserError(f"env={env.id} cannot be made: {one_line(error)}")), _quiet(env.id):
+        # The passive checker costs time in every step and warns about other people's code.
+        made = gym.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True, **env.kwargs)
+        if reason := refusal(made, env.frame_stack):
+            raise UserError(f"env={env.id} {reason}")
+        return made
 
 
 def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
-    """What an agent may know of an environment that `make` made; UserError if it has no supported action space."""
+    """What an agent may know of an environment that `make` made."""
     observation, action = env.observation_space, env.action_space
-    _check_actions(action, env.unwrapped.spec.id if env.unwrapped.spec else str(env.unwrapped))
+    shape = tuple(flat(observation).shape or ())
     return Spec(
-        obs_shape=tuple(observation.shape or ()),
-        obs_dtype=_obs_dtype(observation),
+        obs_shape=(frame_stack, *shape) if frame_stack > 1 else shape,
+        obs_dtype=torch.from_numpy(np.empty(0, agent_dtype(observation))).dtype,
         num_states=int(observation.n) if isinstance(observation, spaces.Discrete) else None,
         num_actions=int(action.n) if isinstance(action, spaces.Discrete) else None,
         action_dim=int(np.prod(action.shape)) if isinstance(action, spaces.Box) else None,
@@ -71,7 +76,7 @@ def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
     assert isinstance(space, spaces.Box)
     low, high = (bound.ravel().astype(np.float64) for bound in (space.low, space.high))
     middle, half, dtype, shape = (high + low) / 2, (high - low) / 2, space.low.dtype, space.shape
-    whole = np.issubdtype(dtype, np.integer)
+    whole = dtype.kind in "biu"
 
     def rescale(action: np.ndarray) -> np.ndarray:
         scaled = middle + action * half
@@ -83,11 +88,6 @@ def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
         return scaled.astype(dtype).reshape(len(action), *shape)
 
     return rescale
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as `Type: message` without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextmanager
@@ -106,42 +106,3 @@ def _quiet(env_id: str) -> Iterator[None]:
             yield
         finally:
             mujoco.set_mju_user_warning(handler)
-
-
-def _simplify(env: gym.Env, env_id: str) -> gym.Env:
-    space = env.observation_space
-    if isinstance(space, spaces.Box):
-        return env
-    if isinstance(space, spaces.Discrete):
-        first = space.start
-        return TransformObservation(env, lambda obs: obs - first, spaces.Discrete(space.n)) if first else env
-    if space.is_np_flattenable:
-        return FlattenObservation(env)
-    raise UserError(f"env={env_id} observes a {type(space).__name__} of varying size; a fixed size is needed: wrap it")
-
-
-def _stack(env: gym.Env, config: "EnvConfig") -> gym.Env:
-    if config.frame_stack == 1:
-        return env
-    if not isinstance(env.observation_space, spaces.Box):
-        raise UserError(f"env.frame_stack={config.frame_stack} stacks arrays; {config.id} observes a number: use 1")
-    # The stack keeps its frames by reference, and an environment may return one buffer again and again.
-    copied = TransformObservation(env, np.copy, env.observation_space)
-    return FrameStackObservation(copied, config.frame_stack, padding_type="reset")
-
-
-def _check_actions(space: gym.Space, env_id: str) -> None:
-    if isinstance(space, spaces.Discrete):
-        return
-    if not isinstance(space, spaces.Box):
-        raise UserError(f"env={env_id} acts by a {type(space).__name__}; only Discrete and Box actions are supported")
-    with np.errstate(over="ignore", invalid="ignore"):
-        bounded = np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all()
-    if not bounded:
-        raise UserError(f"env={env_id} has unbounded actions; wrap it so that every action has finite bounds")
-
-
-def _obs_dtype(space: gym.Space) -> torch.dtype:
-    if isinstance(space, spaces.Discrete):
-        return torch.int64
-    return torch.uint8 if space.dtype == np.uint8 else torch.float32

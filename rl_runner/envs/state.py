@@ -1,15 +1,20 @@
 """Exact continuation: an episode is a function of its reset seed and its actions, so replaying them restores it."""
 
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 
-from rl_runner.envs.spaces import action_map, make, one_line
-from rl_runner.errors import RunFailed
+from rl_runner.envs.convert import Wrong, array_of, flag, parts, reader, scalar
+from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes
+from rl_runner.envs.refusals import normalises
+from rl_runner.envs.spaces import INSTANCES, action_map, make, spec_of
+from rl_runner.errors import RunFailed, UserError
 from rl_runner.seeding import derive
 
 if TYPE_CHECKING:
@@ -17,53 +22,90 @@ if TYPE_CHECKING:
 
 PROBE_STEPS, PROBE_RESETS = 50, 6
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # rewards are stored as float32
+LOOK_EVERY = 128  # steps after which a long episode's traces in the process are looked for
+RESET, STEP = ("obs", "info"), ("obs", "reward", "terminated", "truncated", "info")
+
+_open: "weakref.WeakSet[SeededEnv]" = weakref.WeakSet()
 
 
 class SeededEnv:
-    """One environment and its current episode; episode k is reset with derive(*stream, k)."""
+    """One environment and its current episode; episode k is reset with derive(*stream, k).
 
-    def __init__(self, config: "EnvConfig", stream: tuple[int, str, int], rebuild: bool = False):
-        self.env = make(config)
+    What it gives is checked and becomes what the agent sees. Whatever else its code does is RunFailed with its name.
+    """
+
+    def __init__(
+        self,
+        config: "EnvConfig",
+        stream: tuple[int, str, int],
+        rebuild: bool = False,
+        make: Callable[["EnvConfig"], gym.Env] = make,
+    ):
         self.episode = self.length = 0
         self.total = 0.0  # the return so far, in float64
         self.playing = False
-        self._config, self._stream, self._rebuild = config, stream, rebuild
+        self._config, self._stream, self._rebuild, self._make = config, stream, rebuild, make
         self._used = False
+        try:
+            self.env = make(config)
+        except UserError as error:
+            raise UserError(f"{error}{self._one_of_several()}") from error
+        self.spec = spec_of(self.env, config.frame_stack)
+        self._read = reader(self.env.observation_space)
+        self.given: Any = None  # the last observation as it came, perhaps a buffer of the environment's
+        self._frames: Any = None
+        self._process = LASTING.read()
+        _open.add(self)
 
     def __str__(self) -> str:
         return f"{self._config.id}, environment {self._stream[2]}, episode {self.episode}, step {self.length}"
 
     def reset(self, episode: int) -> Any:
         """Begin an episode and return its first observation; RunFailed if the environment cannot."""
+        hint = "" if self._used else self._one_of_several(after_reset=True)
         if self._rebuild and self._used:
-            self.env.close()
-            self.env = make(self._config)
-        self._used = self.playing = True
+            self.close()
+            try:
+                self.env = self._make(self._config)
+            except UserError as error:
+                raise RunFailed(f"{error} ({self})") from error
+        self.playing = True
         self.episode, self.length, self.total = episode, 0, 0.0
-        try:
-            obs, _ = self.env.reset(seed=derive(*self._stream, episode))
-        except Exception as error:
-            raise RunFailed(f"{self._config.id} raised {one_line(error)} in reset() ({self})") from error
-        if np.shape(obs) != self.env.observation_space.shape:
-            shapes = f"{np.shape(obs)} instead of {self.env.observation_space.shape}"
-            raise RunFailed(f"{self._config.id} gave an observation of shape {shapes} ({self})")
+        with contained(self._config.id, lambda error: self._failure(error, "reset()", hint), self._process):
+            self.given, _ = parts(self.env.reset(seed=derive(*self._stream, episode)), RESET)
+            obs = self._stacked(self._read(self.given))
+        self._used = True
         return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:
         """Act once: observation, reward, terminated, truncated (and not terminated); RunFailed if it breaks."""
         self.length += 1
+        shared = CHEAP.read()
         try:
-            obs, reward, terminated, truncated, _ = self.env.step(action)
-            reward = float(reward)
-        except Exception as error:
-            raise RunFailed(f"{self._config.id} raised {one_line(error)} in step() ({self})") from error
-        if not abs(reward) <= LARGEST_REWARD:  # false for NaN, too
-            raise RunFailed(f"{self._config.id} gave the reward {reward} ({self})")
+            self.given, reward, terminated, truncated, _ = parts(self.env.step(action), STEP)
+            obs = self._stacked(self._read(self.given))
+            reward = scalar(reward, "the reward")
+            if not abs(reward) <= LARGEST_REWARD:  # false for NaN, too
+                raise Wrong(f"the reward {reward}")
+            terminated = flag(terminated, "as terminated")
+            truncated = flag(truncated, "as truncated") and not terminated
+        except BaseException as error:
+            if passes(error):
+                raise
+            raise self._failure(error, "step()") from error
+        finally:
+            CHEAP.put_back(shared, self._config.id)
         self.total += reward
-        terminated = bool(terminated)
-        truncated = bool(truncated) and not terminated
         self.playing = not (terminated or truncated)
+        if not self.playing or not self.length % LOOK_EVERY:
+            LASTING.put_back(self._process, self._config.id)
         return obs, reward, terminated, truncated
+
+    def close(self) -> None:
+        """Let the environment go; RunFailed if it cannot."""
+        _open.discard(self)
+        with contained(self._config.id, lambda error: self._failure(error, "close()"), self._process):
+            self.env.close()
 
     def replay(self, episode: int, actions: np.ndarray) -> Any:
         """The last observation after these actions, [T, ...]; None if the episode does not get as far again."""
@@ -76,6 +118,23 @@ class SeededEnv:
         except RunFailed:
             return None
         return obs if self.playing else None
+
+    def _stacked(self, obs: Any) -> Any:
+        """The last K observations, oldest first, copied; the first of an episode counts K times."""
+        if self.spec.frame_stack == 1:
+            return obs
+        earlier = self._frames[1:] if self.length else [obs] * (self.spec.frame_stack - 1)
+        self._frames = np.stack([*earlier, obs])
+        return self._frames
+
+    def _failure(self, error: BaseException, where: str, hint: str = "") -> RunFailed:
+        said = f"gave {error}" if isinstance(error, Wrong) else f"raised {one_line(error)} in {where}"
+        return RunFailed(f"{self._config.id} {said} ({self}){hint}")
+
+    def _one_of_several(self, after_reset: bool = False) -> str:
+        """How many are needed, where another one has come as far as it was made, or reset."""
+        others = [other for other in _open if other is not self and other._config == self._config]
+        return f"; {INSTANCES}" if any(other._used >= after_reset for other in others) else ""
 
 
 class ActionHistory:
@@ -98,6 +157,9 @@ class ActionHistory:
         """Forget all but the last `length` steps."""
         self._start = self._end - length
 
+    def __len__(self) -> int:
+        return self._end - self._start
+
     @property
     def rows(self) -> np.ndarray:
         """What is kept, [T, N, ...]; a view."""
@@ -118,23 +180,26 @@ def probe(env: "EnvConfig", seed: int, rebuild: bool = False) -> Literal["exact"
     with _global_streams_kept():
         first, second = (SeededEnv(env, (seed, "probe", 0), rebuild) for _ in range(2))
         reference = _play(first, seed)
+        if reason := normalises(first.env):  # its statistics may come with the first observation
+            raise UserError(f"env={env.id} {reason}")
         exact = all(_play(second, seed) == reference for _ in range(PROBE_RESETS))
-        first.env.close()
-        second.env.close()
+        first.close()
+        second.close()
     return "exact" if exact else "boundary"
 
 
-def _play(env: SeededEnv, seed: int) -> list[tuple[bytes, float, bool, bool]]:
+def _play(env: SeededEnv, seed: int) -> list[Any]:
     space = env.env.action_space
     rng = np.random.default_rng(seed)
     n = getattr(space, "n", None)
     size = (PROBE_STEPS, int(np.prod(space.shape or ())))
     actions = action_map(space)(rng.uniform(-1, 1, size) if n is None else rng.integers(n, size=PROBE_STEPS))
-    trace = [(np.asarray(env.reset(0)).tobytes(), 0.0, False, False)]
+    env.reset(0)
+    trace: list[Any] = [array_of(env.env.observation_space, env.given).tobytes()]
     for action in actions:
         if env.playing:
-            obs, reward, terminated, truncated = env.step(action)
-            trace.append((np.asarray(obs).tobytes(), reward, terminated, truncated))
+            outcome = env.step(action)[1:]
+            trace.append((array_of(env.env.observation_space, env.given).tobytes(), outcome))
     return trace
 
 

@@ -1,6 +1,6 @@
 """Environments as tensors: seeded episodes, true successors, and a state that can be saved and continued exactly."""
 
-import math
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_runner.envs.spaces import action_map, spec_of
+from rl_runner.envs.spaces import action_map
 from rl_runner.envs.state import ActionHistory, SeededEnv
-from rl_runner.errors import RunFailed
+from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
     from rl_runner.config.schema import EnvConfig
 
 EVAL_LIMIT = 1000  # steps after which evaluation cuts the episodes of an environment without a time limit
+LONGEST = 100_000  # steps of an episode that can be played again; the actions of a longer one are not kept
 
 
 class Step(NamedTuple):
@@ -53,9 +54,10 @@ class Envs:
         self.num_envs = num_envs
         self._auto_reset = auto_reset
         self._seeded = [SeededEnv(env, (seed, name, i), rebuild) for i in range(num_envs)]
-        example = self.envs[0]
-        self.spec = spec_of(example, env.frame_stack)
-        self._to_env_actions = action_map(example.action_space)
+        self.spec, space = self._seeded[0].spec, self.envs[0].action_space
+        if any(each.spec != self.spec or each.env.action_space != space for each in self._seeded):
+            raise UserError(f"env={env.id} has different spaces each time that it is made: register it with fixed ones")
+        self._to_env_actions = action_map(space)
         self._none = torch.zeros(num_envs, dtype=torch.bool)  # shared by all steps, so never written
         self._obs_shape = (num_envs, *self.spec.obs_shape)
         self._obs_dtype = torch.empty(0, dtype=self.spec.obs_dtype).numpy().dtype
@@ -90,7 +92,8 @@ class Envs:
             next_obs[i], reward[i], terminal, _ = env.step(actions[i])
             if not env.playing:
                 ended[i] = terminal
-        self._check_finite(next_obs)
+        if len(self._history) > LONGEST:
+            self._let_go()
         self.obs = torch.from_numpy(next_obs)
         self.first = self._none
         if not ended:
@@ -109,7 +112,7 @@ class Envs:
             "length": [env.length for env in self._seeded],
             "return": [env.total for env in self._seeded],
             "obs": self.obs,
-            "actions": torch.from_numpy(self._history.rows.copy()),
+            "actions": torch.from_numpy(self._history.rows[len(self._history) - self._replayable() :].copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
@@ -119,12 +122,14 @@ class Envs:
         for i, env in enumerate(self._seeded):
             episode, length = state["episode"][i], state["length"][i]
             replayed = np.empty_like(obs[i])
-            last = env.replay(episode, self._to_env_actions(history[len(history) - length :, i]))
+            kept = length <= len(history)
+            last = env.replay(episode, self._to_env_actions(history[len(history) - length :, i])) if kept else None
             if last is not None:
                 replayed[...] = last
             if last is None or replayed.tobytes() != obs[i].tobytes() or env.total != state["return"][i]:
+                why = "could not be brought back" if kept else f"had played more than the {LONGEST:,} that are kept"
                 lines.append(
-                    f"not exact: {length} steps into episode {episode}, environment {i} could not be brought back; "
+                    f"not exact: {length} steps into episode {episode}, environment {i} {why}; "
                     f"episode {episode + 1} begins instead"
                 )
                 obs[i] = env.reset(episode + 1)
@@ -133,11 +138,24 @@ class Envs:
         return lines
 
     def _begin(self, obs: np.ndarray) -> None:
-        self._check_finite(obs)
         self.obs = torch.from_numpy(obs)
         self.first = torch.tensor([env.length == 0 for env in self._seeded])
         self.active = torch.ones(self.num_envs, dtype=torch.bool)
-        self._history.keep(max(env.length for env in self._seeded))
+        self._history.keep(self._replayable())
+
+    def _replayable(self) -> int:
+        """How many of the last steps the running episodes need to be played again, but for those that are too long."""
+        return max((env.length for env in self._seeded if env.length <= LONGEST), default=0)
+
+    def _let_go(self) -> None:
+        """Forget the actions of episodes that have become too long, and say it."""
+        for env in self._seeded:
+            if env.length == LONGEST + 1 and self._auto_reset:  # others are never saved
+                print(
+                    f"{env}: a longer episode cannot be played again, so a run resumed in it begins the next episode",
+                    file=sys.stderr,
+                )
+        self._history.keep(self._replayable())
 
     def _after(self, ended: list[int]) -> None:
         """Start the next episode where one has ended, or let the environment rest."""
@@ -148,14 +166,3 @@ class Envs:
         for i in ended:
             obs[i] = self._seeded[i].reset(self._seeded[i].episode + 1)
         self._begin(obs)
-
-    def _check_finite(self, obs: np.ndarray) -> None:
-        if self._obs_dtype != np.float32:
-            return
-        flat = obs.ravel()
-        # One product is the fastest test; it may also overflow where all values are finite.
-        if math.isfinite(np.vdot(flat, flat)) or np.isfinite(flat).all():
-            return
-        i = int(np.argmin([np.isfinite(row).all() for row in obs]))
-        kind = "NaN" if np.isnan(obs[i]).any() else "infinity"
-        raise RunFailed(f"{kind} in an observation ({self._seeded[i]})")

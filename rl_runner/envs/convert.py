@@ -1,0 +1,157 @@
+"""The boundary: what an environment gives becomes the numbers that it stands for, or `Wrong` says why it cannot."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+
+class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
+    """What an environment gave is not what its spaces promise; the message follows `gave`."""
+
+
+def flat(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The space as the agent sees it: unchanged if of arrays or numbers, else flattened into one array."""
+    return space if isinstance(space, (spaces.Box, spaces.Discrete)) else spaces.flatten_space(space)
+
+
+def agent_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """int64 for numbered states; arrays of uint8 stay as they are, all others become float32."""
+    if isinstance(space, spaces.Discrete):
+        return np.dtype(np.int64)
+    return np.dtype(np.uint8 if flat(space).dtype == np.uint8 else np.float32)
+
+
+def reader(space: spaces.Space[Any]) -> Callable[[Any], Any]:
+    """The function from an observation to what the agent sees: the state's number from 0, or an array, not a copy."""
+    if isinstance(space, spaces.Discrete):
+        return lambda obs: _whole(obs, space, "an observation") - int(space.start)
+    dtype, shape = agent_dtype(space), flat(space).shape
+    as_is = isinstance(space, spaces.Box) and space.dtype == dtype and (dtype != np.uint8 or _covers_bytes(space))
+
+    def read(obs: Any) -> np.ndarray:
+        given = obs
+        if not (as_is and type(obs) is np.ndarray and obs.dtype == dtype and obs.shape == shape):
+            given = array_of(space, obs)
+            with np.errstate(all="ignore"):
+                obs = given.astype(dtype)
+        if dtype == np.float32:
+            _check_finite(obs, given)
+        return obs
+
+    return read
+
+
+def scalar(value: Any, what: str) -> float:
+    """A real number, which may come as an array of size 1."""
+    if type(value) is float:
+        return value
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, (int, float, Real)):
+            return float(number)
+    except (ValueError, RuntimeError, OverflowError):  # an array of several numbers; an integer beyond all floats
+        pass
+    raise Wrong(f"{what} {_shown(value)}, which is no real number")
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or false, which may come as 1 or 0."""
+    if value is True or value is False:
+        return value
+    number = scalar(value, what)
+    if number not in (0, 1):
+        raise Wrong(f"{what} {_shown(value)}, which is neither true nor false")
+    return number == 1
+
+
+def parts(result: Any, names: tuple[str, ...]) -> Sequence[Any]:
+    """What `reset` or `step` returned, if it has as many parts as there are names."""
+    if isinstance(result, (tuple, list)) and len(result) == len(names):
+        return result
+    given = f"{len(result)} values" if isinstance(result, (tuple, list)) else f"a {type(result).__name__}"
+    raise Wrong(f"{given} instead of ({', '.join(names)})")
+
+
+def array_of(space: spaces.Space[Any], obs: Any, what: str = "an observation") -> np.ndarray:
+    """An observation as an array of the shape that `flat` has, every part checked, in its own precision."""
+    match space:
+        case spaces.Box():
+            return _whole(obs, space, what) if space.dtype.kind in "biu" else _numbers(obs, space.shape, what)
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            return np.asarray(spaces.flatten(space, _whole(obs, space, what)))
+        case spaces.Dict() if hasattr(obs, "keys"):
+            if missing := [key for key in space.spaces if key not in obs]:
+                raise Wrong(f"{what} without {', '.join(map(repr, missing))}")
+            inner = [(part, obs[key], f"{what}[{key!r}]") for key, part in space.spaces.items()]
+            return np.concatenate([array_of(*each).ravel() for each in inner])
+        case spaces.Tuple() if isinstance(obs, (tuple, list)) and len(obs) == len(space.spaces):
+            inner = [(part, obs[i], f"{what}[{i}]") for i, part in enumerate(space.spaces)]
+            return np.concatenate([array_of(*each).ravel() for each in inner])
+    if not space.contains(obs):
+        raise Wrong(f"{what} {_shown(obs)}, which is not in its space, a {type(space).__name__}")
+    return np.asarray(spaces.flatten(space, obs))
+
+
+def _whole(obs: Any, space: Any, what: str) -> Any:
+    """An observation of a space of whole numbers, within its range: an int if Discrete, else an array of its dtype."""
+    discrete = isinstance(space, spaces.Discrete)
+    low, high = _range(space)
+    if discrete and type(obs) is int and low <= obs <= high:
+        return obs
+    array = _numbers(obs, None if discrete else space.shape, what)
+    if array.dtype.kind == "f" and (wrong := array != np.trunc(array)).any():
+        raise Wrong(f"{what} with {array[wrong][0].item()}, where its space has whole numbers")
+    if (wrong := (array < low) | (array > high)).any():
+        limits = f" {low} to {high}" if discrete else ""
+        raise Wrong(f"{what} with {array[wrong][0].item()}, beyond the range{limits} of its space")
+    return int(array.item()) if discrete else array.astype(space.dtype)
+
+
+def _range(space: Any) -> tuple[Any, Any]:
+    match space:
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            size = space.n if isinstance(space, spaces.Discrete) else space.nvec
+            return space.start, space.start + size - 1
+        case spaces.MultiBinary():
+            return 0, 1
+    return space.low, space.high
+
+
+def _covers_bytes(space: spaces.Box) -> bool:
+    return bool((space.low == 0).all() and (space.high == 255).all())
+
+
+def _numbers(obs: Any, shape: tuple[int, ...] | None, what: str) -> np.ndarray:
+    """An array of plain numbers of the given shape, or of size 1 if that is None."""
+    try:
+        array = np.asarray(obs)
+    except Exception:
+        raise Wrong(f"{what} {_shown(obs)}, which is no array") from None
+    if array.dtype.kind not in "biuf" or np.ma.is_masked(obs):
+        raise Wrong(f"{what} {_shown(obs)}, which is no array of plain numbers")
+    if array.shape != shape if shape is not None else array.size != 1:
+        raise Wrong(f"{what} of shape {array.shape} instead of {shape or ()}")
+    return array
+
+
+def _check_finite(obs: np.ndarray, given: np.ndarray) -> None:
+    row = obs.ravel()
+    # One product is the fastest test; it may also overflow where all values are finite.
+    if math.isfinite(np.vdot(row, row)) or np.isfinite(row).all():
+        return
+    if np.isfinite(given).all():
+        raise Wrong(f"{np.abs(given).max()} in an observation, which float32 cannot hold")
+    raise Wrong(f"{'NaN' if np.isnan(row).any() else 'infinity'} in an observation")
+
+
+def _shown(value: Any) -> str:
+    """A value in a few characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
