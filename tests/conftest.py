@@ -11,7 +11,7 @@ import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sweeping import Ended
+from sweeping import PYTHONPATH, Ended
 
 import rl_runner as package
 from rl_runner.__main__ import main
@@ -88,7 +88,7 @@ def rl_runner(
 ) -> Callable[..., Ended]:
     """Runs a command line in an empty directory; the processes that it starts find the tests' plugin."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setattr(sys, "argv", ["rl-runner"])
 
     def run(*words: str) -> Ended:

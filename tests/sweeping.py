@@ -1,5 +1,6 @@
 """What the tests of sweeps share: tiny jobs in a plugin's environment, and how to look at them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ TINY = (
     "algo=q_learning", "env=Mishap-v0", "plugins=[mishaps]", "total_steps=600", "log_every=100", "eval_every=200",
     "eval_episodes=2", "final_eval_episodes=2", "checkpoint_every=100",
 )  # fmt: skip
+# With which the processes that a test starts find the tests' plugin.
+PYTHONPATH = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from sweeping import TINY, Ended, checkpoints, only, same_as_alone
+from sweeping import PYTHONPATH, TINY, Ended, checkpoints, only, same_as_alone
+
+from rl_runner.rundir import read_json
 
 WORDS = ("-m", *TINY, "total_steps=2500", "seed=1,2,3,4", "hydra.sweep.dir=sweep")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
 HIDDEN = importlib.util.find_spec("submitit") is None
 
 
@@ -56,14 +59,25 @@ def test_requeued_slurm_jobs_end_with_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, for a network of its own")
 @pytest.mark.slow
-def test_ray_cluster_runs_the_same_sweep(tmp_path: Path) -> None:
+def test_ray_cluster_runs_the_same_sweep_though_a_worker_dies(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
     words = [sys.executable, "-m", "rl_runner", *WORDS, "hydra/launcher=ray"]
     # Ray listens on every address whatever it is told: in a network namespace there is none but the loopback's.
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
-    ended = subprocess.run(alone, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert len(list(tmp_path.glob("sweep/*/result.json"))) == 4
-    same_as_alone(job(tmp_path / "sweep", 3), tmp_path / "alone")
+    with subprocess.Popen(alone, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while checkpoints(sweep, 1) < 5:
+            assert process.poll() is None
+            time.sleep(0.02)
+        pid = read_json(job(sweep, 1) / "status.json")["pid"]
+        worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert "ray::work" in Path(f"/proc/{worker}/cmdline").read_text()
+        os.kill(worker, signal.SIGKILL)  # its job learns of it, and Ray gives the task to another one
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "continues at step" in (job(sweep, 1) / "log.txt").read_text()
+    assert len(list(sweep.glob("*/result.json"))) == 4
+    for seed in (1, 3):
+        same_as_alone(job(sweep, seed), tmp_path / f"alone_{seed}")
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray")])

@@ -1,6 +1,7 @@
 """A search finds the better region, stops what is hopeless, and survives its own death without losing a trial."""
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from math import log10
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeping import Ended
 
 from rl_runner.config.schema import Config, save_config
-from rl_runner.errors import Interrupted, UserError
+from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.report import summary, write_report
 from rl_runner.rundir import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.sweep import crew as crew_module
@@ -23,7 +24,7 @@ from rl_runner.sweep.jobs import Job
 optuna = pytest.importorskip("optuna")
 
 from rl_runner.sweep import search as search_module  # noqa: E402
-from rl_runner.sweep.search import Search, space_of  # noqa: E402
+from rl_runner.sweep.search import STUDY, Search, recorded, space_of  # noqa: E402
 
 TOTAL = 1000
 SPACE = ["algo.learning_rate=tag(log, interval(1e-5, 1))", "algo.initial_q=0,1"]
@@ -63,7 +64,7 @@ class ToyWorker:
         write_json(self.job.directory / STATUS, {"state": "finished"})
         return ""
 
-    def stop(self, signum: int) -> None:
+    def stop(self) -> None:
         self.stopped = True
 
 
@@ -141,6 +142,63 @@ def test_killed_search_loses_no_trial(search: Searcher) -> None:
     again, engine = search(Toy(), n_trials=8)
     assert again == record
     assert engine.started == []
+
+
+def test_trials_side_by_side_are_not_the_same(search: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    sampler = optuna.samplers.TPESampler
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **keys: made.append(keys) or sampler(**keys))
+    search(Toy(), n_trials=6)
+    record, _ = search(Toy(), n_trials=12)
+    # Its default depends on Optuna's version; a search that goes on must not propose again what it began with.
+    assert [keys for keys in made if keys] == [{"seed": 0, "constant_liar": True}, {"seed": 6, "constant_liar": True}]
+    assert len({trial["params"]["algo.learning_rate"] for trial in record["trials"]}) == 12
+
+
+def damage(path: Path, how: str) -> sqlite3.Connection | None:
+    match how:
+        case "locked":
+            connection = sqlite3.connect(path)
+            connection.execute("begin exclusive")
+            return connection
+        case "cut":
+            path.write_bytes(path.read_bytes()[:5000])
+        case "overwritten":
+            path.write_bytes(path.read_bytes()[:4096] + b"x" * 40_000)
+        case "a directory":
+            path.unlink()
+            path.mkdir()
+        case "no database":
+            path.write_text("hello\n" * 1000)
+        case "another's":
+            path.unlink()
+            with sqlite3.connect(path) as connection:
+                connection.execute("create table trials (number int)")
+    return None
+
+
+@pytest.mark.parametrize("how", ["locked", "cut", "overwritten", "a directory", "no database", "another's"])
+def test_a_study_that_cannot_be_read_is_one_line(
+    search: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    connect = optuna.storages.RDBStorage.__init__
+    monkeypatch.setattr(  # SQLite's own patience is five seconds
+        optuna.storages.RDBStorage,
+        "__init__",
+        lambda self, url, *_, **keys: connect(self, url, {"connect_args": {"timeout": 0.1}}, **keys),
+    )
+    search(Toy(), n_trials=1)
+    study = tmp_path / STUDY
+    connection = damage(study, how)
+    with pytest.raises(RunFailed) as caught, recorded(study):
+        search(Toy(), n_trials=2)
+    if connection:
+        connection.close()
+    first, _, rest = str(caught.value).partition("; ")
+    assert first.startswith(f"{study}: ")
+    assert "sqlalche" not in first
+    assert rest == "the same command goes on, with fresh=true a search begins anew"
+    assert "\n" not in str(caught.value)
 
 
 def test_failed_trial_is_tried_again_by_the_next_command(search: Searcher) -> None:

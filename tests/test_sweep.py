@@ -17,13 +17,15 @@ from sweeping import TINY, Ended, checkpoints, only, same_as_alone
 
 from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
-from rl_runner.rundir import RESULT, read_json
+from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json
 from rl_runner.sweep.board import duration
 from rl_runner.sweep.conduct import owned
-from rl_runner.sweep.jobs import grid_identity, job_hash, jobs_in, sweep_directory
+from rl_runner.sweep.jobs import LOG, Job, grid_identity, job_hash, jobs_in, placed, sweep_directory
+from rl_runner.sweep.local import Local
 from rl_runner.sweep.plan import _together
 
 Command = Callable[..., Ended]
+NOTHING = "will learn nothing, they end before their first update: raise total_steps or lower learning_starts"
 
 
 def test_four_of_eight_jobs_fail_and_only_those_run_again(
@@ -68,12 +70,36 @@ def test_killed_sweep_goes_on_to_the_same_files(rl_runner: Command, tmp_path: Pa
     process.wait()
     assert not list(sweep.glob(f"*/{RESULT}"))
 
-    assert rl_runner("resume", str(sweep), "plugins=[mishaps]").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    moved = sweep.rename(tmp_path / "elsewhere/moved")
+    (tmp_path / "link").symlink_to(moved)
+    assert rl_runner("resume", "link", "plugins=[mishaps]").code == 0
     for seed in (1, 2, 3):
-        same_as_alone(only(sweep, f"seed={seed},*"), tmp_path / f"alone_{seed}")
+        same_as_alone(only(moved, f"seed={seed},*"), tmp_path / f"alone_{seed}")
 
 
-def test_interrupt_lets_every_job_save(rl_runner: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "streams"),
+    [
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, "| head -1; exit ${PIPESTATUS[0]}"),
+        ({"PYTHONIOENCODING": "latin-1"}, "<&- >&- 2>&-"),
+    ],
+)
+def test_nobody_listens(tmp_path: Path, environment: dict[str, str], streams: str) -> None:
+    tiny = "algo=q_learning env=FrozenLake-v1 total_steps=200 final_eval_episodes=2 hydra.sweep.dir=sweep"
+    command = f"{shlex.quote(sys.executable)} -m rl_runner -m {tiny} seed=0 {streams}"
+    ended = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    job = only(tmp_path, "sweep/job,*")
+    assert read_json(job / "status.json")["state"] == "finished"
+    assert read_json(job / RESULT)["total_steps"] == 200
+    assert "final evaluation: " in (job / LOG).read_text(encoding="latin-1")
+    assert (tmp_path / "sweep/report/index.html").is_file()
+
+
+def test_a_closed_terminal_lets_every_job_save(rl_runner: Command, tmp_path: Path) -> None:
     words = ("-m", *TINY, "total_steps=100_000", "seed=1,2,3", "hydra.sweep.dir=sweep", "hydra.launcher.n_jobs=2")
     sweep = tmp_path / "sweep"
     command = [sys.executable, "-m", "rl_runner", *words]
@@ -82,9 +108,9 @@ def test_interrupt_lets_every_job_save(rl_runner: Command, tmp_path: Path) -> No
     while min(checkpoints(sweep, seed) for seed in (1, 2)) < 1:
         time.sleep(0.02)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
     _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 129
     assert said.endswith(f"all is saved; to go on: rl-runner {shlex.join(words)}\n")
     states = [read_json(only(sweep, f"seed={s},*") / "status.json").get("state") for s in (1, 2, 3)]
     assert states == ["interrupted", "interrupted", None]
@@ -135,6 +161,33 @@ def test_sweep_is_found_again_by_its_jobs_alone(configure: Callable[..., Config]
     assert sweep_directory(template, grid_identity([dqn, ddqn]), fresh=True).name == f"{place.name}_3"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["algo=dqn", "seed=1"], "algo=dqn,seed=1"),  # as it has always been
+        (["optimizer.lr=1e-4", "env.kwargs.goal=[1,2]"], "optimizer.lr=1e-4,env.kwargs.goal=_1_2"),
+        (["env.kwargs.x='$(reboot)`\"\n/../%s'"], "env.kwargs.x=_reboot_.._s"),
+        (["-x=1", "~tuned", "../../etc=1", ".a=größe_東"], "x=1,tuned,etc=1,a=gr_e"),
+        (["a=\x1b[31m\u202ered"], "a=_31m_red"),
+        (["a=" + "東" * 300], "a="),
+        (["a=" + "x" * 300, "seed=1"], f"a={'x' * 58},seed=1"),
+        ([f"env.kwargs.a_rather_long_name_of_a_key_{i}={i}" for i in range(8)], None),
+    ],
+)
+def test_directories_have_safe_names(
+    configure: Callable[..., Config], tmp_path: Path, words: list[str], expected: str | None
+) -> None:
+    config = configure("algo=dqn", "env=CartPole-v1")
+    job = placed(tmp_path, words, config)
+    name, _, key = job.directory.name.rpartition(",")
+    assert key == job_hash(config)
+    assert len(os.fsencode(job.directory.name)) <= 120
+    assert name == expected or expected is None
+    assert job.name.isprintable()
+    job.save()
+    assert placed(tmp_path, ["other=words"], config).directory == job.directory
+
+
 def test_second_sweep_in_the_same_directory_is_refused(tmp_path: Path) -> None:
     held = "import sys, time; from pathlib import Path; from rl_runner.sweep.conduct import owned\n"
     held += "with owned(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
@@ -175,7 +228,103 @@ def test_durations_in_words() -> None:
 def test_command_is_kept_for_people(rl_runner: Command, tmp_path: Path) -> None:
     directory = tmp_path / "sweep"
     directory.mkdir()
-    (directory / "sweep.json").write_text(json.dumps({"command": ["-m", "algo=dqn,ddqn"], "resumable": False}))
-    ended = rl_runner("resume", str(directory))
-    assert ended.code == 2
-    assert ended.err == [f"to go on with {directory}, repeat its command: rl-runner -m algo=dqn,ddqn"]
+    expected = f"to go on with {directory}, repeat its command: rl-runner -m algo=dqn,ddqn"
+    for resumable in (False, True):  # its jobs are gone
+        (directory / SWEEP).write_text(json.dumps({"command": ["-m", "algo=dqn,ddqn"], "resumable": resumable}))
+        ended = rl_runner("resume", str(directory))
+        assert (ended.code, ended.err) == (2, [expected])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"resumable": true}', '{"command": "-m", "resumable": true}']
+)
+def test_damaged_record_is_one_line(rl_runner: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / SWEEP).write_text(content)
+    ended = rl_runner("resume", str(tmp_path))
+    expected = f"{tmp_path / SWEEP} is damaged: repeat the sweep's command, or resume its jobs one by one"
+    assert (ended.code, ended.err) == (2, [expected])
+
+
+@pytest.fixture
+def saved_sweep(configure: Callable[..., Config], tmp_path: Path) -> Path:
+    """A sweep of two jobs that has not begun."""
+    directory = tmp_path / "sweep"
+    configs = [configure("algo=q_learning", "env=FrozenLake-v1", f"seed={seed}") for seed in (0, 1)]
+    for job in jobs_in(directory, [["seed=0"], ["seed=1"]], configs):
+        job.save()
+    (directory / SWEEP).write_text(json.dumps({"command": ["-m", "seed=0,1"], "resumable": True}))
+    return directory
+
+
+def content_of(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("_target_: rl_runner.algos.q_learning.QLearning", "_target_: os.system", "algo._target_=os.system: only"),
+        ("id: FrozenLake-v1", "id: mishaps:Mishap-v0", "would import mishaps"),
+        ("total_steps: 150000", "total_steps: -1", "total_steps=-1: must be greater than 0"),
+        ("algo:", "algo: [", "cannot be read: "),
+    ],
+)
+def test_one_tampered_job_is_refused_before_anything_is_written(
+    rl_runner: Command, saved_sweep: Path, old: str, new: str, expected: str
+) -> None:
+    config = only(saved_sweep, "seed=1,*") / CONFIG
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    before = content_of(saved_sweep)
+    ended = rl_runner("resume", str(saved_sweep))
+    assert (ended.code, ended.out, len(ended.err)) == (2, [], 1)
+    assert ended.err[0].startswith(str(config))
+    assert expected in ended.err[0]
+    assert content_of(saved_sweep) == before
+
+
+def test_resume_can_be_a_dry_run(rl_runner: Command, saved_sweep: Path) -> None:
+    before = content_of(saved_sweep)
+    ended = rl_runner("resume", str(saved_sweep), "dry_run=true", "total_steps=100", "learning_starts=100")
+    assert (ended.code, len(ended.err)) == (0, 0)
+    assert ended.out[-2] == f"warning: 2 of 2 jobs {NOTHING}"
+    assert ended.out[-1].startswith(f"2 jobs in {saved_sweep}, ")
+    assert content_of(saved_sweep) == before
+
+
+def test_a_sweep_without_updates_says_so_before_it_starts(
+    rl_runner: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = ("-m", "algo=dqn", "env=CartPole-v1", "tuned=none", "algo.batch_size=32")
+    words = (*fixed, "total_steps=100", "learning_starts=200,100,98")
+    assert f"warning: 2 of 3 jobs {NOTHING}" in rl_runner(*words, "dry_run=true").out
+    assert list(tmp_path.iterdir()) == []
+
+    def start(engine: Local, job: Job) -> None:
+        raise UserError("it starts")
+
+    monkeypatch.setattr(Local, "start", start)
+    ended = rl_runner(*words)
+    assert ended.err == ["it starts"]
+    assert ended.out[0].startswith("outputs/sweeps/")
+    assert ended.out[1] == f"warning: 2 of 3 jobs {NOTHING}"
+    assert "warning" not in "".join(rl_runner(*fixed, "seed=0,1", "dry_run=true").out)
+
+
+def test_failures_are_named_even_without_a_report(
+    rl_runner: Command, saved_sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, other = sorted(saved_sweep.glob("seed=*"))
+    script = f"cd {shlex.quote(str(other))}; echo '{{}}' > {RESULT}; echo the reason; exit 1"
+    monkeypatch.setattr(Job, "command", lambda job: ["sh", "-c", script])
+    (saved_sweep / "report").touch()  # where its directory should be
+    ended = rl_runner("resume", str(saved_sweep), "total_steps=10")
+    assert ended.code == 1
+    assert [line.strip() for line in ended.err if line] == [
+        "2 of 2 jobs failed:",
+        f"{failing.name}: exit code 1: the reason",
+        str(failing / LOG),
+        f"{other.name}: exit code 1: the reason",
+        str(other / LOG),
+        f"there is no report: [Errno 17] File exists: '{saved_sweep}/report'",
+    ]

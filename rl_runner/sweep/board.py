@@ -36,8 +36,10 @@ class Board:
 
     def show(self, job: Job, state: str, remark: str = "") -> None:
         """Take note of a job's state."""
+        if (self._states.get(job), self._remarks.get(job)) == (state, remark):
+            return
         self._states[job], self._remarks[job] = state, remark
-        if not self._console.is_terminal and state != "waiting":
+        if not self._console.is_terminal and (state != "waiting" or remark):
             evaluation = job.status().get("evaluation") if state == "finished" else None
             said = remark or ("" if evaluation is None else f"evaluation {evaluation:.4g}")
             print(f"{job.name}: {state}{', ' if said else ''}{said}", flush=True)
@@ -61,7 +63,7 @@ class Board:
         if state == "running" and status.get("state") == "queued":
             state = "queued"
         name, styled = Text(job.name), Text(state, COLOURS.get(state, "dim"))
-        if state == "failed":
+        if self._remarks[job]:
             return [name, styled, Text(self._remarks[job])]
         step, total = status.get("step"), job.config.total_steps
         progress = "" if step is None else f"{step:,} of {total:,}"

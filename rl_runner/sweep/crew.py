@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 
 from rl_runner.errors import Interrupted
-from rl_runner.persistence.session import held, stopping
+from rl_runner.persistence.session import LOCK, held, stopping
 from rl_runner.sweep.board import Board
 from rl_runner.sweep.engine import Engine, Worker
 from rl_runner.sweep.jobs import Job
@@ -28,8 +28,8 @@ class Crew:
         self._waiting: list[Job] = []
         self._working: dict[Job, Worker] = {}
         self._dropped: dict[Job, str] = {}
-        self._signum: int | None = None
-        self._untold = False  # the jobs know nothing of the signal yet
+        self._signals: list[int] = []
+        self._passed_on = 0  # of them
 
     def __enter__(self) -> "Crew":
         self._handlers = {signum: signal.signal(signum, self._on_signal) for signum in stopping()}
@@ -38,20 +38,23 @@ class Crew:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error:
-            self._stop_all(signal.SIGTERM)
+            self._stop_all()
         while self._working:
             self.turn()
         self._board.close()
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        if self._signum and not error:
-            unsaved = "; ".join(f"{job.name}: {error}" for job, error in self.failures.items())
-            raise Interrupted(self._signum, f"rl-runner {shlex.join(sys.argv[1:])}", unsaved)  # the same again
+        if self._signals and not error:
+            unsaved = [f"{job.name}: {error}" for job, error in self.failures.items()]
+            if len(self._signals) > 1:
+                unsaved.append("what the jobs did since their last checkpoints is lost")
+            command = f"rl-runner {shlex.join(sys.argv[1:])}"  # the same again
+            raise Interrupted(self._signals[0], command, "; ".join(unsaved))
 
     @property
     def stopped(self) -> bool:
         """Whether a signal has come."""
-        return self._signum is not None
+        return bool(self._signals)
 
     def has(self, job: Job) -> bool:
         """Whether a job waits or is at work."""
@@ -77,9 +80,9 @@ class Crew:
 
     def turn(self) -> list[Job]:
         """Look around once; the jobs that have ended since the last time."""
-        if self._signum and self._untold:
-            self._untold = False
-            self._stop_all(self._signum)
+        while self._passed_on < len(self._signals):
+            self._passed_on += 1
+            self._stop_all()
         self._start()
         self._board.refresh()
         time.sleep(PAUSE)
@@ -93,7 +96,7 @@ class Crew:
         """Let one job save and end, or never begin; `state` says what became of it."""
         if worker := self._working.get(job):
             self._dropped[job] = state
-            worker.stop(signal.SIGTERM)
+            worker.stop()
         elif job in self._waiting:
             self._waiting.remove(job)
             self._board.show(job, state)
@@ -102,35 +105,40 @@ class Crew:
         for job in self._waiting[:]:
             if len(self._working) >= self._engine.n_jobs:
                 return
-            if held(job.directory):  # by what is left of a sweep that was killed; it saves and ends
+            if held(job.directory):  # by what is left of a sweep that was killed and saves, or by somebody else
+                owner = (job.directory / LOCK).read_text(errors="replace")
+                self._board.show(job, "waiting", f"in use by {owner or 'another process'}")
                 continue
             self._waiting.remove(job)
             if job.finished:
                 self._board.show(job, "finished")
-            else:
-                job.say("queued")
+                continue
+            job.say("queued")
+            try:
                 self._working[job] = self._engine.start(job)
+            except OSError as error:  # no space for its log, no room for another process
+                self._conclude(job, f"{error.filename or 'it cannot be started'}: {error.strerror or error}")
+            else:
                 self._board.show(job, "running")
 
     def _conclude(self, job: Job, how: str) -> None:
         told = self.stopped or job in self._dropped
         state, error = outcome(job, how, told)
         if state == "interrupted" and job in self._dropped:
-            state = self._dropped[job]
+            state, error = self._dropped[job], ""
             job.say(state)
         if error:
             self.failures[job] = error
         self._board.show(job, state, error)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGHUP and self.stopped:
-            return  # a terminal that closes may say so twice
-        self._signum, self._untold = signum, True
+        if signum != signal.SIGHUP or not self._signals:  # a terminal that closes may say so twice
+            self._signals.append(signum)
 
-    def _stop_all(self, signum: int) -> None:
+    def _stop_all(self) -> None:
         self._waiting.clear()
         for worker in self._working.values():
-            worker.stop(signum)
+            worker.stop()
 
 
 def outcome(job: Job, how: str, told_to_stop: bool) -> tuple[str, str]:
@@ -139,12 +147,15 @@ def outcome(job: Job, how: str, told_to_stop: bool) -> tuple[str, str]:
         return "finished", ""
     status = job.status()
     match status.get("state"):
-        case "interrupted" | "queued" if told_to_stop:
+        case "failed":
+            return "failed", str(status.get("error") or how)
+        case "running" if told_to_stop:  # it was killed
+            job.say("interrupted")
+            return "interrupted", ""
+        case _ if told_to_stop:
             return "interrupted", str(status.get("error") or "")  # of a checkpoint that failed
         case "interrupted":
             return "interrupted", "interrupted by others"
-        case "failed":
-            return "failed", str(status.get("error") or how)
     error = ": ".join(filter(None, [how or "ended without a result", job.last_line()]))
     job.say("failed", error)
     return "failed", error

@@ -17,8 +17,8 @@ class Worker(Protocol):
     def ended(self) -> str | None:
         """None as long as it is at work; then how it ended, in words, or "" for nothing to complain of."""
 
-    def stop(self, signum: int) -> None:
-        """Let it save and end, as a signal to a run does; a second time without saving."""
+    def stop(self) -> None:
+        """Let it save and end; a second time without saving."""
 
 
 class Engine(Protocol):

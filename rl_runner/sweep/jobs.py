@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from rl_runner.config.schema import Config, save_config
 from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 
 LOG = "log.txt"
+END_OF_LOG = 10_000  # bytes that are read of it
+LONGEST_LINE = 300  # of it that is shown
+LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 # What changes no number that a job writes.
 IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh"}
 
@@ -37,7 +42,8 @@ class Job:
     def say(self, state: str, error: str = "") -> None:
         """Write a status on behalf of a process that cannot: one that has not begun, or that has died."""
         status = {key: value for key, value in self.status().items() if key != "error"}
-        write_json(self.directory / STATUS, status | {"state": state} | ({"error": error} if error else {}))
+        with suppress(OSError):  # a full disk; other jobs may still come to their ends
+            write_json(self.directory / STATUS, status | {"state": state} | ({"error": error} if error else {}))
 
     def save(self) -> None:
         """Make the directory with the config, which is all that a process needs to begin or to continue."""
@@ -54,10 +60,13 @@ class Job:
     def last_line(self) -> str:
         """The last line that the job has printed."""
         try:
-            lines = (self.directory / LOG).read_text(errors="replace").split("\n")
+            with (self.directory / LOG).open("rb") as file:
+                file.seek(-min(END_OF_LOG, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return _printable(last[-LONGEST_LINE:])
 
 
 def jobs_in(directory: Path, overrides: Sequence[Sequence[str]], configs: Sequence[Config]) -> list[Job]:
@@ -71,7 +80,8 @@ def placed(directory: Path, words: Sequence[str], config: Config) -> Job:
     key = job_hash(config)
     words = words or ["job"]
     known = next(directory.glob(f"*,{key}"), None)
-    return Job(", ".join(words), config, known or directory / ",".join([*map(_path_safe, words), key]))
+    name = ",".join(map(_path_safe, words))[: LONGEST_NAME - len(key) - 1]
+    return Job(_printable(", ".join(words)), config, known or directory / f"{name},{key}")
 
 
 def differing(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -104,4 +114,9 @@ def content_hash(content: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 def _path_safe(word: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "_", word).strip("_")[:60]
+    return re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip("_.-").rstrip("_")[:60]
+
+
+def _printable(text: str) -> str:
+    """One line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

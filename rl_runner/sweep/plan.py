@@ -37,7 +37,15 @@ def print_plan(jobs: Sequence[Job], directory: Path, n_jobs: int) -> None:
     console.print(table)
     at_once = min(n_jobs, len(jobs))
     together = _together(times, at_once)
-    console.print(f"{len(jobs)} jobs in {directory}, {at_once} at once; time: {together}", soft_wrap=True)
+    lines = without_updates([job.config for job in jobs], "jobs")
+    print(*lines, f"{len(jobs)} jobs in {directory}, {at_once} at once; time: {together}", sep="\n")
+
+
+def without_updates(configs: Sequence[Config], noun: str) -> list[str]:
+    """A line for those configs that end before their first update, if there are any."""
+    count = sum(_updates(config) == 0 for config in configs)
+    cure = "they end before their first update: raise total_steps or lower learning_starts"
+    return [f"warning: {count:,} of {len(configs):,} {noun} will learn nothing, {cure}"] if count else []
 
 
 def _updates(config: Config) -> int:

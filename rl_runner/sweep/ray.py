@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from rl_runner.errors import UserError
+from rl_runner.persistence.session import held
 from rl_runner.sweep.jobs import LOG, Job
-from rl_runner.sweep.local import in_words
+from rl_runner.sweep.local import end_with_parent, in_words
 
 try:
     import ray
@@ -31,7 +33,7 @@ class Ray:
         self._work = ray.remote(num_cpus=threads, num_gpus=num_gpus, max_retries=-1)(work)
 
     def start(self, job: Job) -> "Task":
-        return Task(self._work.remote(job.command(), str(job.directory.absolute() / LOG), os.getcwd()))
+        return Task(self._work.remote(job.command(), job.directory.absolute(), os.getcwd()))
 
 
 class Task:
@@ -49,16 +51,19 @@ class Task:
         except ray.exceptions.RayError as error:
             return type(error).__name__
 
-    def stop(self, signum: int) -> None:
+    def stop(self) -> None:
         ray.cancel(self._reference)
 
 
-def work(command: list[str], log: str, directory: str) -> int:
-    """Run a job's command on whatever node this is; its exit code."""
-    with open(log, "ab") as output:
+def work(command: list[str], job: Path, directory: str) -> int:
+    """Run a job's command on whatever node this is, with the GPUs that Ray has given it; its exit code."""
+    while held(job):  # an earlier attempt, whose worker has died, saves and ends
+        time.sleep(0.2)
+    visible = ",".join(map(str, ray.get_gpu_ids()))
+    with (job / LOG).open("ab") as output:
         process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, start_new_session=True, preexec_fn=end_with_parent,
         )  # fmt: skip
     while process.poll() is None:
         try:

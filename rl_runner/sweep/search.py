@@ -1,7 +1,10 @@
 """A search over hyperparameters: Optuna proposes, jobs answer, hopeless ones are stopped; a killed search goes on."""
 
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, NamedTuple
@@ -11,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rl_runner.config.schema import Config
 from rl_runner.config.targets import factory, read_group
-from rl_runner.errors import UserError
+from rl_runner.errors import RunFailed, UserError
 from rl_runner.report.load import read_curves
 from rl_runner.rundir import METRICS, RESULT, SEARCH, read_json, write_json
 from rl_runner.sweep.board import Board
@@ -19,11 +22,13 @@ from rl_runner.sweep.conduct import conclude, owned, remember, threads_of
 from rl_runner.sweep.crew import Crew
 from rl_runner.sweep.engine import engine
 from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory
+from rl_runner.sweep.plan import without_updates
 
 try:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as missing:
     raise UserError("hydra/sweeper=optuna needs optuna: pip install 'rl-runner[optuna]'") from missing
 
@@ -68,7 +73,9 @@ class Search:
         self.study = optuna.create_study(
             storage=f"sqlite:///{directory / STUDY}", study_name="search", direction="maximize", load_if_exists=True
         )
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # Optuna 4
+            # Trials that are at work count as bad ones, so that no other is proposed beside them.
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials), constant_liar=True)
         warm_up = int(prune_after * self._base.total_steps)
         self.study.pruner = optuna.pruners.MedianPruner(prune_startup, n_warmup_steps=warm_up)
 
@@ -162,25 +169,37 @@ class Search:
 def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: str, launcher: tuple[str, Any]) -> None:
     """Search the space, then write the report; UserError before anything starts if a job could not."""
     (base,) = compose([])
-    compose(*[[f"{key}={value}"] for key, values in space.items() for value in extremes(values)])
+    at_ends = compose(*[[f"{key}={value}"] for key, values in space.items() for value in extremes(values)])
     group = read_group("hydra.sweeper", {"_target_": "rl_runner.sweep.search.Search", **settings}, [])
     if group.problems:
         raise UserError("\n".join(group.problems))
     identity = [job_hash(base), sorted(f"{key} {values}" for key, values in space.items()), group.values["n_seeds"]]
     directory = sweep_directory(place, identity, base.fresh)
     chosen = engine(*launcher, threads=threads_of([base]))
+    print("".join(f"{line}\n" for line in without_updates(at_ends, "ends of the space")), end="")
     if base.dry_run:
         print(f"{group.values['n_trials']} trials of {group.values['n_seeds']} jobs in {directory} over")
         print("\n".join(f"  {key}: {values}" for key, values in space.items()))
         return
-    with owned(directory):
-        remember(directory, resumable=False)
+    with owned(directory), recorded(directory / STUDY):
+        remember(directory, sys.argv[1:], resumable=False)
         at_work = factory(group.values)(space=space, compose=compose, directory=directory)
         print(f"{directory}: {len(at_work.study.trials)} trials so far; {chosen.n_jobs} jobs at once")
         with Crew(chosen, Board()) as crew:
             jobs = at_work.run(crew)
         write_json(directory / SEARCH, at_work.record())
         conclude(directory, len(jobs), crew)
+
+
+@contextmanager
+def recorded(study: Path) -> Iterator[None]:
+    """Where Optuna's record is read and written; RunFailed if it cannot be."""
+    try:
+        yield
+    except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+        reason = " ".join(str(getattr(cause, "orig", cause)).split())
+        raise RunFailed(f"{study}: {reason}; the same command goes on, with fresh=true a search begins anew") from error
 
 
 def space_of(overrides: Sequence[Override]) -> dict[str, Values]:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ class Slurm:
 
     def _in_queue(self, number: str) -> bool:
         if time.monotonic() - self._asked > PATIENCE:
-            self._queue = set(_ask("squeue", "--me", "--noheader", "--format=%A").split())
+            with suppress(RunFailed):  # a busy controller does not answer every time
+                self._queue = set(_ask("squeue", "--me", "--noheader", "--format=%A").split())
             self._asked = time.monotonic()
         return number in self._queue
 
@@ -87,7 +89,7 @@ class Queued:
     def ended(self) -> str | None:
         return None if self._in_queue() else ""
 
-    def stop(self, signum: int) -> None:
+    def stop(self) -> None:
         _ask("scancel", "--quiet", "--state=PENDING", self._number)
         _ask("scancel", "--quiet", "--signal=TERM", self._number)
 
