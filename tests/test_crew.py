@@ -173,7 +173,7 @@ def test_a_log_without_end_keeps_its_end(make: Make, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(local, "LARGEST_LOG", 1_000_000)
     monkeypatch.setattr(local, "END_OF_LOG", 1000)
     print_on = "i=0; while [ $i -lt 300 ]; do head -c 100000 /dev/zero; sleep 0.002; i=$((i+1)); done"
-    (job,) = make(f"{print_on}; echo over; exit 1")
+    (job,) = make(f"{print_on}; echo; echo over; exit 1")
     largest = 0
 
     def watch() -> None:
@@ -188,7 +188,7 @@ def test_a_log_without_end_keeps_its_end(make: Make, monkeypatch: pytest.MonkeyP
     failures = work_through([job]).failures
     watcher.join()
     assert 1_000_000 < largest < 20_000_000  # of the 30 million that were printed
-    assert len(failures[job]) < 400
+    assert len(failures[job]) < 600
     assert failures[job].endswith("over")
     assert failures[job].isprintable()
 

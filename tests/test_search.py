@@ -87,10 +87,10 @@ def search(
     def compose(*jobs: Sequence[str]) -> list[Config]:
         return [with_words(base, dict(word.split("=") for word in words)) for words in jobs]
 
-    def run_search(engine: Toy, **settings: Any) -> tuple[dict[str, Any], Toy]:
+    def run_search(engine: Toy, directory: Path = tmp_path, **settings: Any) -> tuple[dict[str, Any], Toy]:
         defaults = {"n_trials": 20, "n_seeds": 1, "seed": 0, "prune": False, "prune_after": 0.1, "prune_startup": 3}
         space = space_of(OverridesParser.create().parse_overrides(SPACE))
-        running = Search(space=space, compose=compose, directory=tmp_path, **defaults | settings)
+        running = Search(space=space, compose=compose, directory=directory, **defaults | settings)
         with Crew(engine, Board()) as crew:
             running.run(crew)
         return running.record(), engine
@@ -153,6 +153,16 @@ def test_trials_side_by_side_are_not_the_same(search: Searcher, monkeypatch: pyt
     # Its default depends on Optuna's version; a search that goes on must not propose again what it began with.
     assert [keys for keys in made if keys] == [{"seed": 0, "constant_liar": True}, {"seed": 6, "constant_liar": True}]
     assert len({trial["params"]["algo.learning_rate"] for trial in record["trials"]}) == 12
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a#b", "a%41b", "a b:c@d"])
+def test_the_record_lies_in_the_directory_whatever_its_name(search: Searcher, tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    record, _ = search(Toy(), directory, n_trials=1)
+    assert (directory / STUDY).is_file()
+    assert search(Toy(), directory, n_trials=1)[0] == record
+    assert list(tmp_path.iterdir()) == [directory]
 
 
 def damage(path: Path, how: str) -> sqlite3.Connection | None:

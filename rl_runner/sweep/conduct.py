@@ -83,7 +83,7 @@ def conclude(directory: Path, num_jobs: int, crew: Crew) -> None:
             page = write_report([directory], directory / "report")
             curves = f"tensorboard --logdir {shlex.quote(str(directory))}"
             print(f"\n{summary([directory])}\n\nReport: {page}\nCurves: {curves}", flush=True)
-        except (OSError, UserError) as error:
+        except (OSError, UserError, ValueError) as error:
             lines.append(f"\nthere is no report: {error}")
     if lines:
         raise RunFailed("\n".join(lines))

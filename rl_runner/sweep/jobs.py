@@ -16,7 +16,7 @@ from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_
 
 LOG = "log.txt"
 END_OF_LOG = 10_000  # bytes that are read of it
-LONGEST_LINE = 300  # of it that is shown
+LONGEST_LINE = 500  # of it that is shown
 LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 # What changes no number that a job writes.
 IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh"}
@@ -66,7 +66,7 @@ class Job:
         except OSError:
             return ""
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return _printable(last[-LONGEST_LINE:])
+        return _printable(last[:LONGEST_LINE])
 
 
 def jobs_in(directory: Path, overrides: Sequence[Sequence[str]], configs: Sequence[Config]) -> list[Job]:

@@ -28,6 +28,7 @@ try:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState
+    from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as missing:
     raise UserError("hydra/sweeper=optuna needs optuna: pip install 'rl-runner[optuna]'") from missing
@@ -70,8 +71,9 @@ class Search:
         self._n_trials, self._n_seeds, self._prune = n_trials, n_seeds, prune
         (self._base,) = compose([])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = str(URL.create("sqlite", database=str(directory / STUDY)))
         self.study = optuna.create_study(
-            storage=f"sqlite:///{directory / STUDY}", study_name="search", direction="maximize", load_if_exists=True
+            storage=storage, study_name="search", direction="maximize", load_if_exists=True
         )
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # Optuna 4
             # Trials that are at work count as bad ones, so that no other is proposed beside them.
