@@ -1,7 +1,6 @@
 """What several test files share: configs as the command line composes them, small agents, double precision."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
