@@ -1,19 +1,26 @@
 """Deterministic evaluation beside training: returns, the bias of the critic's estimates, exact tabular errors."""
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from rl_runner import exact
 from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import EVAL_LIMIT, Envs
+from rl_runner.errors import RunFailed
 from rl_runner.protocols import Agent
 from rl_runner.seeding import generator
 
 MAX_PARALLEL = 10  # episodes played in lockstep
+TAIL = 0.001  # an episode that was cut is played on for k steps, until γ^k, the weight of what follows, is this small
+FARTHEST = 3_000  # k at most: enough for γ up to 0.9977
 
 Choice = tuple[Tensor, Tensor, Tensor]  # action, the critic's estimate of it [N], entropy bonus [N]
 Policy = Callable[[Tensor], Choice]
@@ -21,12 +28,14 @@ Policy = Callable[[Tensor], Choice]
 
 @dataclass
 class Episode:
-    """One evaluated episode of T steps."""
+    """One evaluated episode of T steps, and those that were played beyond its time limit, K in all."""
 
-    rewards: np.ndarray  # [T]
-    estimates: np.ndarray  # [T + 1]; Q of the action taken in each state, the final one included
-    bonuses: np.ndarray  # [T + 1]; -α log π of that action, 0 for policies without entropy
-    terminated: bool
+    rewards: np.ndarray  # [K]
+    estimates: np.ndarray  # [K + 1]; Q of the action taken in each state, the final one included
+    bonuses: np.ndarray  # [K + 1]; -α log π of that action, 0 for policies without entropy
+    length: int  # T
+    terminated: bool  # by the last of the K steps
+    settled: bool  # whether what follows the K steps is nothing, or weighs next to nothing
 
 
 class Evaluator:
@@ -35,8 +44,11 @@ class Evaluator:
     def __init__(self, env: EnvConfig, seed: int, gamma: float, episodes: int, rebuild: bool = False):
         self.gamma, self.seed = gamma, seed
         self.envs = Envs(env, min(episodes, MAX_PARALLEL), seed, "eval", auto_reset=False, rebuild=rebuild)
-        self.limit = self.envs.spec.max_episode_steps or EVAL_LIMIT
         self.model = exact.model_of(self.envs.envs[0])
+        self.limit = min([self.envs.spec.max_episode_steps or EVAL_LIMIT, *_lift_time_limits(self.envs.envs[0])])
+        # k; all pairs within the limit are then followed by at least k + 1 rewards.
+        self.beyond = next((k for k in range(FARTHEST + 1) if gamma ** (k + 1) <= TAIL), math.inf)
+        self._unknown, self._said = f"gamma={gamma} looks more than {FARTHEST:,} steps ahead", False
 
     def __call__(self, agent: Agent, episodes: int) -> tuple[dict[str, float], list[float]]:
         """The `eval/*` metrics and the return of each episode."""
@@ -44,17 +56,22 @@ class Evaluator:
         stochastic = getattr(agent, "stochastic", False)
         stream = generator(self.seed, "eval")
         judged: Policy | None = critique and (lambda obs: critique(obs, stream))
-        policy = judged if judged is not None and not stochastic else _without_critic(agent)
-        played = self._play(policy, episodes)
-        returns = [float(episode.rewards.sum()) for episode in played]
+        if judged is None or stochastic:
+            played = self._play(_without_critic(agent), episodes)
+        else:
+            played = self._play(judged, episodes, play_on=True)
+        returns = [float(episode.rewards[: episode.length].sum()) for episode in played]
         metrics = {
             "eval/return_mean": float(np.mean(returns)),
             "eval/return_std": float(np.std(returns)),
-            "eval/length_mean": float(np.mean([len(episode.rewards) for episode in played])),
+            "eval/length_mean": float(np.mean([episode.length for episode in played])),
         }
         if judged is not None:
-            on_policy = self._play(judged, min(episodes, MAX_PARALLEL)) if stochastic else played
-            metrics["eval/q_bias"] = q_bias(on_policy, self.gamma)
+            on_policy = self._play(judged, episodes, play_on=True) if stochastic else played
+            metrics |= q_bias(on_policy, self.gamma)
+            if "eval/q_bias" not in metrics and not self._said:
+                self._said = True
+                print(f"no eval/q_bias where episodes are cut: {self._unknown}", file=sys.stderr)
         table = getattr(agent, "table", None)
         if table is not None and self.model is not None:
             q = table.numpy()
@@ -62,26 +79,42 @@ class Evaluator:
             metrics["eval/exact_return"] = exact.exact_return(self.model, q.argmax(axis=1))
         return metrics, returns
 
-    def _play(self, policy: Policy, episodes: int) -> list[Episode]:
+    def _play(self, policy: Policy, episodes: int, play_on: bool = False) -> list[Episode]:
         played: list[Episode] = []
         while len(played) < episodes:
-            played += self._play_one_each(policy, wave=len(played) // self.envs.num_envs)
+            play_on = play_on and all(episode.settled for episode in played)
+            played += self._play_one_each(policy, len(played) // self.envs.num_envs, play_on)
         return played[:episodes]
 
-    def _play_one_each(self, policy: Policy, wave: int) -> list[Episode]:
-        """Episode `wave` of every environment, in lockstep; those that have ended rest."""
+    def _play_one_each(self, policy: Policy, wave: int, play_on: bool) -> list[Episode]:
+        """Episode `wave` of every environment, in lockstep; those that have ended rest.
+
+        With `play_on`, those that the limit cuts go on until their returns are known, or `_unknown` says why not.
+        """
         envs = self.envs
         envs.reset(wave)
-        lengths = np.zeros(envs.num_envs, dtype=int)
+        for env in envs.envs:
+            _lift_time_limits(env)
+        end = self.limit + (self.beyond if play_on and self.beyond < math.inf else 0)
+        steps = np.zeros(envs.num_envs, dtype=int)
         terminated = np.zeros(envs.num_envs, dtype=bool)
         rewards: list[Tensor] = []
         estimates: list[Tensor] = []
         bonuses: list[Tensor] = []
-        while envs.active.any() and len(rewards) < self.limit:
-            lengths += envs.active.numpy()
+        while envs.active.any() and len(rewards) < end:
+            active = envs.active.numpy()
             action, estimate, bonus = policy(envs.obs)
-            step = envs.step(action)
+            try:
+                step = envs.step(action)
+            except RunFailed as error:
+                if len(rewards) < self.limit:
+                    raise
+                self._unknown = str(error)
+                break
+            steps += active
             terminated |= step.terminated.numpy()
+            if step.truncated.any():
+                self._unknown, end = "the environment itself truncates them, so nothing can follow", self.limit
             rewards.append(step.reward)
             estimates.append(estimate)
             bonuses.append(bonus)
@@ -89,29 +122,47 @@ class Evaluator:
         r = torch.stack(rewards).double().numpy()
         q = torch.stack([*estimates, estimate]).double().numpy()
         b = torch.stack([*bonuses, bonus]).double().numpy()
+        settled = terminated | ((steps - self.limit).clip(0) >= self.beyond)
         return [
-            Episode(r[:length, i], q[: length + 1, i], b[: length + 1, i], bool(terminated[i]))
-            for i, length in enumerate(lengths)
+            Episode(r[:K, i], q[: K + 1, i], b[: K + 1, i], min(K, self.limit), bool(terminated[i]), bool(settled[i]))
+            for i, K in enumerate(steps.tolist())
         ]
 
 
-def q_bias(episodes: list[Episode], gamma: float) -> float:
-    """Mean of the critic's estimate minus the discounted return that followed, over the pairs of the episodes.
+def q_bias(episodes: list[Episode], gamma: float) -> dict[str, float]:
+    """Mean of the critic's estimate minus the discounted return that followed, over the T pairs of each episode.
 
-    Terminated episodes count all their pairs. Of cut ones the first half counts, their tail closed with
-    γ^k V(s_T), which understates the bias by at most a factor γ^(T/2). Entropy bonuses count from the second step on.
+    Also relative to the size of that return's mean (as Chen et al. 2021, REDQ). Nothing unless every return is known:
+    those of terminated episodes to the end, those of cut ones to where what follows weighs γ^k <= 0.001. That rest is
+    closed with the critic's own value: what is missed is then a thousandth of the critic's error there, while leaving
+    it out would miss a thousandth of the value itself, which may be a hundred errors. Entropy bonuses count from the
+    second step on.
     """
-    differences = []
+    if not all(episode.settled for episode in episodes):
+        return {}
+    errors, values = [], []
     for episode in episodes:
-        T = len(episode.rewards)
-        tail = 0.0 if episode.terminated else episode.estimates[T] + episode.bonuses[T]
-        returns = np.empty(T)
-        for t in reversed(range(T)):
+        K = len(episode.rewards)
+        tail = 0.0 if episode.terminated else episode.estimates[K] + episode.bonuses[K]
+        returns = np.empty(K)
+        for t in reversed(range(K)):
             returns[t] = episode.rewards[t] + gamma * tail
             tail = returns[t] + episode.bonuses[t]
-        counted = T if episode.terminated else (T + 1) // 2
-        differences.append(episode.estimates[:counted] - returns[:counted])
-    return float(np.concatenate(differences).mean())
+        errors.append(episode.estimates[: episode.length] - returns[: episode.length])
+        values.append(returns[: episode.length])
+    bias, size = float(np.concatenate(errors).mean()), abs(float(np.concatenate(values).mean()))
+    return {"eval/q_bias": bias} | ({"eval/q_bias_relative": bias / size} if size else {})
+
+
+def _lift_time_limits(env: gym.Env) -> list[int]:
+    """Let episodes go on beyond the limits that Gymnasium's wrapper sets, which are returned."""
+    limits = []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            limits.append(env._max_episode_steps)
+            env._max_episode_steps = sys.maxsize
+        env = env.env
+    return limits
 
 
 def _without_critic(agent: Agent) -> Policy:

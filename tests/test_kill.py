@@ -16,7 +16,7 @@ TINY = (
     "tuned=none", "learning_starts=60", "total_steps=600", "checkpoint_every=30", "log_every=60", "eval_every=240",
     "eval_episodes=2", "final_eval_episodes=3", "update_every=2",
 )  # fmt: skip
-DEEP = ("network.hidden=[16]", "algo.batch_size=8", "replay.capacity=250")
+DEEP = ("network.hidden=[16]", "algo.batch_size=8", "algo.gamma=0.9", "replay.capacity=250")
 PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
 
 FAST = {

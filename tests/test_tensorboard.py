@@ -19,10 +19,11 @@ from rl_runner.config.schema import Config
 from rl_runner.run import run
 
 SHORT = ("learning_starts=40", "log_every=20", "eval_every=40", "eval_episodes=1", "final_eval_episodes=1")
+SMALL = ("tuned=none", "algo.batch_size=8", "algo.gamma=0.9", "network.hidden=[8]")
 RUNS = {
-    "sac": ("env=Pendulum-v1", "tuned=none", "total_steps=400", "algo.batch_size=8", "network.hidden=[8]", *SHORT),
-    "td3": ("env=Pendulum-v1", "tuned=none", "total_steps=400", "algo.batch_size=8", "network.hidden=[8]", *SHORT),
-    "dqn": ("env=CartPole-v1", "tuned=none", "total_steps=100", "algo.batch_size=8", "network.hidden=[8]", *SHORT),
+    "sac": ("env=Pendulum-v1", "total_steps=400", *SMALL, *SHORT),
+    "td3": ("env=Pendulum-v1", "total_steps=400", *SMALL, *SHORT),
+    "dqn": ("env=CartPole-v1", "total_steps=100", *SMALL, *SHORT),
     "q_learning": ("env=FrozenLake-v1", "tuned=none", "total_steps=100", *SHORT[1:]),
 }
 EVERYWHERE = {
@@ -31,10 +32,10 @@ EVERYWHERE = {
     "eval/return_mean", "eval/return_std", "eval/length_mean", "eval/q_bias",
 }  # fmt: skip
 TAGS = {
-    "sac": {"losses/actor_loss", "losses/alpha_loss", "policy/entropy", "policy/alpha", "grads/critic_norm",
-            "grads/actor_norm"},
-    "td3": {"losses/actor_loss", "policy/noise_scale", "grads/critic_norm", "grads/actor_norm"},
-    "dqn": {"charts/epsilon", "grads/q_norm"},
+    "sac": {"eval/q_bias_relative", "losses/actor_loss", "losses/alpha_loss", "policy/entropy", "policy/alpha",
+            "grads/critic_norm", "grads/actor_norm"},
+    "td3": {"eval/q_bias_relative", "losses/actor_loss", "policy/noise_scale", "grads/critic_norm", "grads/actor_norm"},
+    "dqn": {"eval/q_bias_relative", "charts/epsilon", "grads/q_norm"},
     "q_learning": {"charts/epsilon", "values/q_error_max", "eval/exact_return"},
 }  # fmt: skip
 

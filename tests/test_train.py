@@ -21,8 +21,8 @@ from rl_runner.run import build, params_sha256
 from rl_runner.train import Run, crossed, train, training_row, uniform_policy, updates_due
 
 WALL_CLOCK = {"charts/SPS", "charts/updates_per_second"}
-SMALL = ("network.hidden=[8]", "algo.batch_size=8", "replay.capacity=200", "total_steps=60", "learning_starts=10",
-         "log_every=10", "eval_every=20", "eval_episodes=2", "device=cpu")  # fmt: skip
+SMALL = ("network.hidden=[8]", "algo.batch_size=8", "algo.gamma=0.9", "replay.capacity=200", "total_steps=60",
+         "learning_starts=10", "log_every=10", "eval_every=20", "eval_episodes=2", "device=cpu")  # fmt: skip
 TABULAR = ("total_steps=60", "log_every=10", "eval_every=20", "eval_episodes=2", "device=cpu")
 FITTING = {
     "q_learning": "FrozenLake-v1",
@@ -127,6 +127,13 @@ def test_rows_and_evaluations_come_by_environment_steps(configure: Any) -> None:
     assert [row["step"] for row in rows if "losses/td_loss" in row] == [12, 20, 32, 40, 52, 60]
 
 
+def test_evaluations_on_the_way_are_of_eval_episodes(configure: Any) -> None:
+    run, asked = start(configure, "dqn", "eval_episodes=3", "final_eval_episodes=5"), []
+    run.evaluator = lambda agent, episodes: (asked.append(episodes) or {}, [])  # type: ignore[assignment,func-returns-value]
+    finish(run)
+    assert asked == [3, 3]
+
+
 def test_episodes_are_averaged_since_the_last_row(configure: Any) -> None:
     rows = finish(start(configure, "dqn", "env=Short-v0", "log_every=12", "total_steps=24", "learning_starts=24"))
     assert [row["charts/episodic_length"] for row in rows if "charts/episodic_length" in row] == [3, 3]
@@ -208,10 +215,10 @@ def test_every_metric_of_the_algorithm_is_logged(configure: Any, algo: str) -> N
     expected = {"losses/td_loss", "values/q_mean", "values/q_min", "values/q_max", "values/target_mean",
                 "eval/return_mean", "eval/return_std", "eval/length_mean", "eval/q_bias", "charts/episodic_return",
                 "charts/episodic_length", "step"}  # fmt: skip
-    actor_critic = {"losses/actor_loss", "grads/actor_norm", "grads/critic_norm"}
+    actor_critic = {"losses/actor_loss", "grads/actor_norm", "grads/critic_norm", "eval/q_bias_relative"}
     expected |= {
         "q_learning": {"charts/epsilon", "values/q_error_max", "eval/exact_return"},
-        "dqn": {"charts/epsilon", "grads/q_norm"},
+        "dqn": {"charts/epsilon", "grads/q_norm", "eval/q_bias_relative"},
         "ddpg": actor_critic | {"policy/noise_scale"},
         "td3": actor_critic | {"policy/noise_scale"},
         "sac": actor_critic | {"policy/entropy", "policy/alpha", "losses/alpha_loss"},
