@@ -211,7 +211,11 @@ def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
 
 def test_seed_device_and_cadence_are_no_groups(tmp_path: Path):
     for seed, device in enumerate(["cpu", "cuda", "cpu"]):
-        write_run(tmp_path / str(seed), seed=seed, settings={"device": device, "log_every": 10 + seed})
+        write_run(
+            tmp_path / str(seed),
+            seed=seed,
+            settings={"device": device, "log_every": 10 + seed, "eval_episodes": 5 + seed},
+        )
     study = study_of(tmp_path)
     assert study.groups == ["dqn"]
     assert len(study.scores("CartPole-v1", "dqn")) == 3

@@ -41,7 +41,7 @@ TINY = (
     "eval_episodes=2", "final_eval_episodes=3", "network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100",
 )  # fmt: skip
 DQN = ("algo=dqn", "env=CartPole-v1", "lr_schedule=linear", "algo.epsilon_mu=1.5")
-SAC = ("algo=sac", "env=Pendulum-v1", "update_every=4")
+SAC = ("algo=sac", "env=Pendulum-v1", "algo.gamma=0.9", "update_every=4")
 
 Configure = Callable[..., Config]
 
@@ -395,6 +395,12 @@ def test_a_finished_run_whose_checkpoint_is_gone_is_not_begun_anew(configure: Co
 def test_a_directory_without_a_run_is_refused(command: Callable[[list[str]], Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         command([str(tmp_path)])
+
+
+def test_how_a_run_is_evaluated_may_change_where_it_stopped(finished_run: Path) -> None:
+    """What it has learned does not depend on it."""
+    for word in ("eval_every=7", "eval_episodes=1", "final_eval_episodes=1"):
+        resume.main([str(finished_run), word])
 
 
 def test_saved_policy_is_the_one_that_was_trained(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
