@@ -4,13 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_runner.errors import Parser
+from rl_runner.errors import Parser, UserError
 from rl_runner.report.build import Findings, find, write
 from rl_runner.report.markdown import markdown
 from rl_runner.report.reference import Reference, read_reference
-from rl_runner.report.tables import results
 
 SCORE = "eval/return_mean"
+NAMED = 5  # unreadable runs in the terminal
 
 
 def write_report(
@@ -34,10 +34,13 @@ def as_text(findings: Findings) -> str:
     """Findings as plain text."""
     parts = [findings.headline]
     sentences = findings.sentences()
-    for env, table in results(findings.study, findings.reference).items():
+    for env, table in findings.results.items():
         parts.append("\n".join([env, table.text(), *sentences[env]]))
     parts += [f"{search.name}: {search.text()}" for search in findings.searches]
-    return "\n\n".join([*parts, findings.warning]).strip()
+    unreadable = [f"{name}: {reason}" for name, reason in findings.collection.unreadable.items()]
+    more = [f"and {len(unreadable) - NAMED} more, see the page"] if len(unreadable) > NAMED else []
+    lost = "\n".join([findings.warning, *unreadable[:NAMED], *more])
+    return "\n\n".join([*parts, lost]).strip()
 
 
 def default_title(directories: Sequence[Path]) -> str:
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
     parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
     parser.add_argument("--title", help="the page's title")
-    parser.add_argument("--tag", default=SCORE, help="the score, or a quantity to compare (default: %(default)s)")
+    parser.add_argument("--tag", default=SCORE, help="any logged tag, by its value at the end (default: %(default)s)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables and sentences as Markdown")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="JSON file of published scores to overlay")
     parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
@@ -58,10 +61,14 @@ def main(argv: Sequence[str]) -> int:
     reference = read_reference(options.reference, options.method) if options.reference else Reference()
     findings = find(options.directories, options.tag, reference)
     out = options.out or _shared_parent(options.directories) / "report"
-    page = write(findings, out, options.title or default_title(options.directories))
-    if options.markdown:
-        options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(markdown(findings, out / "curves.png", options.markdown.parent))
+    try:
+        page = write(findings, out, options.title or default_title(options.directories))
+        if options.markdown:
+            options.markdown.parent.mkdir(parents=True, exist_ok=True)
+            text = markdown(findings, out / "curves.png", options.markdown.parent)
+            options.markdown.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; see --out") from error
     print(as_text(findings), f"\nReport: {page}", sep="\n")
     return 0
 

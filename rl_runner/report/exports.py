@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rl_runner.report.curves import group_band
-from rl_runner.report.grouping import Study
-from rl_runner.report.tables import Table
+from rl_runner.report.study import Study
+from rl_runner.report.table import Cell, Table
 
 
 def write_csvs(study: Study, named: Mapping[str, Table], out: Path) -> None:
@@ -15,9 +15,9 @@ def write_csvs(study: Study, named: Mapping[str, Table], out: Path) -> None:
 
 
 def _curves(study: Study) -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
     for (env, group), cell in study.cells.items():
         band = group_band(cell, study.tag)
         points = zip(*band, strict=True) if band else []
-        rows += [[env, group, *(f"{value:.8g}" for value in point)] for point in points]
+        rows += [[env, group, *map(float, point)] for point in points]
     return Table(["environment", "group", "step", "mean", "low", "high"], rows)

@@ -3,13 +3,12 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rl_runner.errors import UserError
-from rl_runner.report.load import Array, Run
+from rl_runner.report.load import Run
+from rl_runner.report.names import plain, shown
+from rl_runner.report.study import Study
 
 # Keys that say where, how fast or how often something is written or measured, not what is learned.
 CANNOT_MATTER = {
@@ -19,65 +18,50 @@ CANNOT_MATTER = {
 BOOKKEEPING = ("chosen.", "command", "env.")
 
 
-@dataclass(frozen=True)
-class Study:
-    """Runs by (environment, group), each list ordered by seed."""
-
-    cells: dict[tuple[str, str], list[Run]]
-    envs: list[str]
-    groups: list[str]
-    repeated: list[Run]
-    tag: str
-
-    @property
-    def runs(self) -> list[Run]:
-        return [run for cell in self.cells.values() for run in cell]
-
-    def groups_in(self, env: str) -> list[str]:
-        return [group for group in self.groups if (env, group) in self.cells]
-
-    def scores(self, env: str, group: str) -> Array:
-        """Final scores [seeds] of the runs that finished."""
-        scores = (run.score(self.tag) for run in self.cells.get((env, group), []))
-        return np.array([score for score in scores if score is not None])
-
-
 def build(runs: Sequence[Run], tag: str) -> Study:
     """Group the runs; a repeated (environment, group, seed) keeps its last finished run only."""
-    known = {name for run in runs for name in [*run.result, *run.curves] if "/" in name}
-    if known and tag not in known:
-        if tag.startswith("eval/") and not any(name.startswith("eval/") for name in known):
-            raise UserError(f"no run has been evaluated yet; choose with --tag from {', '.join(sorted(known))}")
-        raise UserError(f"no run has the tag {tag}; there are {', '.join(sorted(known))}")
+    _check(runs, tag)
     envs = _environment_names(runs)
     keys = _distinguishing_keys(runs, envs)
     several = len({run.algo for run in runs}) > 1
     labels = [_label(run, keys[run.algo], several) for run in runs]
     slots: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
+    names = shown(_ordered(envs)) | shown(_ordered(labels))
     for run, env, label in zip(runs, envs, labels, strict=True):
-        slots[env, label, run.seed].append(run)
+        slots[names[env], names[label], run.seed].append(run)
     cells: dict[tuple[str, str], list[Run]] = defaultdict(list)
     repeated = []
     for (env, label, _), slot in sorted(slots.items(), key=lambda item: item[0][2]):
         *others, kept = sorted(slot, key=lambda run: (run.finished, run.name))
         cells[env, label].append(kept)
         repeated += others
-    return Study(dict(cells), _ordered(envs), _ordered(labels), repeated, tag)
+    ordered, groups = ([names[name] for name in _ordered(found)] for found in (envs, labels))
+    final = any(tag in run.result for run in runs)
+    named_by = {"algo._target_", *(key for named in keys.values() for key in named)}
+    cut = {short: plain(name) for name, short in names.items() if short != plain(name)}
+    return Study(dict(cells), ordered, groups, repeated, tag, final, frozenset(named_by), cut)
+
+
+def _check(runs: Sequence[Run], tag: str) -> None:
+    """UserError if no run has the tag, with those that there are."""
+    tags = {name for run in runs if run.finished for name in run.tags} or {name for run in runs for name in run.tags}
+    if not tags or tag in tags:
+        return
+    known = ", ".join(plain(name) for name in sorted(tags))
+    if tag.startswith("eval/") and not any(name.startswith("eval/") for name in tags):
+        raise UserError(f"no run has been evaluated yet; choose with --tag from {known}")
+    raise UserError(f"no run has the tag {tag}; there are {known}")
 
 
 def _environment_names(runs: Sequence[Run]) -> list[str]:
     by_id: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        by_id[_env_id(run)].append(run)
+        by_id[run.env_id].append(run)
     names = []
     for run in runs:
-        differing = _varying(by_id[_env_id(run)], lambda key: key.startswith("env.") and key != "env.id")
-        names.append(", ".join([_env_id(run), *_terms(run, sorted(differing))]))
+        differing = _varying(by_id[run.env_id], lambda key: key.startswith("env.") and key != "env.id")
+        names.append(", ".join([run.env_id, *_terms(run, sorted(differing))]))
     return names
-
-
-def _env_id(run: Run) -> str:
-    return str(run.settings.get("env.id") or run.settings.get("chosen.env") or "environment")
 
 
 def _distinguishing_keys(runs: Sequence[Run], envs: Sequence[str]) -> dict[str, list[str]]:
@@ -107,6 +91,10 @@ def _refine(members: list[tuple[str, Run]]) -> list[str]:
 
 def _ignored(key: str) -> bool:
     return key == "seed" or key in CANNOT_MATTER or key.startswith(BOOKKEEPING) or key.endswith("._partial_")
+
+
+def _worth_listing(key: str) -> bool:
+    return key not in ("seed", "env.id", "command") and not key.startswith("chosen.") and not key.endswith("._partial_")
 
 
 def _was_named(key: str, named: set[str]) -> bool:
@@ -156,10 +144,24 @@ def _ordered(names: Iterable[str]) -> list[str]:
 
 def differing_settings(study: Study) -> dict[str, dict[str, str]]:
     """Every setting that is not the same in all runs, with its values per group: {key: {group: values}}."""
+    keys = _varying(study.runs, _worth_listing)
     table = {}
-    for key in sorted(_varying(study.runs, lambda key: not _ignored(key))):
+    for key in sorted(keys):
         values: dict[str, set[str]] = defaultdict(set)
         for (_, group), cell in study.cells.items():
-            values[group] |= {_value(run, key) if key in run.settings else "-" for run in cell}
+            values[group] |= {plain(_value(run, key)) if key in run.settings else "-" for run in cell}
         table[key] = {group: " | ".join(_ordered(values[group])) for group in study.groups}
     return table
+
+
+def unnamed_differences(study: Study) -> list[str]:
+    """The settings, known to all groups of an environment, in which these differ though their names do not say so."""
+    found = set()
+    for env in study.envs:
+        cells = [study.cells[env, group] for group in study.groups_in(env)]
+        runs = [run for cell in cells for run in cell]
+        for key in _varying(runs, lambda key: not _ignored(key) and key not in study.named_by):
+            values = [{_value(run, key) for run in cell} for cell in cells]
+            if all(key in run.settings for run in runs) and any(other != values[0] for other in values):
+                found.add(key)
+    return sorted(found)

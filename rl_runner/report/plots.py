@@ -12,14 +12,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from rl_runner.report.aggregate import Aggregate
 from rl_runner.report.curves import group_band, thin
-from rl_runner.report.grouping import Study
 from rl_runner.report.load import Array
+from rl_runner.report.names import file_name
 from rl_runner.report.reference import Reference
 from rl_runner.report.statistics import Interval, mean_interval, summarize
+from rl_runner.report.study import Study
 from rl_runner.report.style import MUTED, OTHER, PAPER, RC, TEXT, Ink, themed
 from rl_runner.report.tables import budget
 
@@ -63,18 +64,20 @@ class Studio:
         groups = [group for group in self.study.groups_in(env) if len(self.study.scores(env, group))]
         samples = {group: self.study.scores(env, group) for group in groups}
         intervals = {group: (float(x.mean()), summarize(x).interval) for group, x in samples.items()}
-        alt = f"Final evaluation on {env}: every seed as a dot, the mean with its 95 % interval."
+        title = "Final evaluation, every seed" if self.study.final else "End of training, every seed"
+        alt = f"{title} on {env}: seeds as dots, the mean with its 95 % interval."
+        lost = {group: self.study.shortfall(env, group) for group in groups}
         return self.picture(
-            f"{env}_final", "Final evaluation, every seed", alt,
-            lambda axes: _rows(axes, intervals, self.inks, samples), [], _height(groups),
+            f"{env}_final", title, alt,
+            lambda axes: _rows(axes, intervals, self.inks, samples, lost), [], _height(groups),
         )  # fmt: skip
 
     def iqm(self, aggregate: Aggregate) -> Picture:
-        alt = f"Interquartile mean of normalised scores over {len(aggregate.envs)} environments, {aggregate.scale}."
+        alt = f"Interquartile mean of normalised scores over {len(aggregate.anchored)} environments."
         title = "IQM of normalised scores"
         groups = list(aggregate.iqm)
         return self.picture(
-            "iqm", title, alt, lambda axes: _rows(axes, aggregate.iqm, self.inks, {}), [], _height(groups)
+            "iqm", title, alt, lambda axes: _rows(axes, dict(aggregate.iqm), self.inks, {}, {}), [], _height(groups)
         )
 
     def profiles(self, aggregate: Aggregate) -> Picture:
@@ -159,10 +162,11 @@ class Studio:
                 continue
             steps = sorted(curve)
             mean = [curve[step].mean() for step in steps]
-            bounds = np.array([mean_interval(curve[step], 999) for step in steps]).T
+            several = all(len(curve[step]) > 1 for step in steps)
+            bounds = np.array([mean_interval(curve[step], 999) for step in steps]).T - mean if several else None
             axes.errorbar(
-                steps, mean, yerr=np.abs(bounds - mean), color=TEXT.light, linestyle=dashes, linewidth=1.4,
-                marker="o", markersize=3.5, capsize=2, elinewidth=1, zorder=4,
+                steps, mean, yerr=bounds if bounds is None else np.abs(bounds), color=TEXT.light, linestyle=dashes,
+                linewidth=1.4, marker="o", markersize=3.5, capsize=2, elinewidth=1, zorder=4,
             )  # fmt: skip
             end, above = (steps[-1], mean[-1]), (-5, 4)
             axes.annotate(method, end, above, textcoords="offset points", ha="right", fontsize=8.5, color=TEXT.light)
@@ -189,8 +193,9 @@ def _height(groups: Sequence[str]) -> float:
 
 
 def _rows(
-    axes: Axes, estimates: dict[str, tuple[float, Interval | None]], inks: dict[str, Ink], samples: dict[str, Array]
-) -> None:
+    axes: Axes, estimates: dict[str, tuple[float, Interval | None]], inks: dict[str, Ink],
+    samples: dict[str, Array], lost: dict[str, str],
+) -> None:  # fmt: skip
     """One row per group: its seeds as dots, its estimate with the interval; the name stands above the row."""
     ordered = sorted(estimates, key=lambda group: estimates[group][0])
     for row, group in enumerate(ordered):
@@ -202,7 +207,8 @@ def _rows(
         if interval:
             axes.plot(interval, [row, row], color=colour, linewidth=2.6)
         axes.plot([value], [row], "D", color=colour, markersize=8, markeredgecolor=PAPER.light, markeredgewidth=1.5)
-        axes.text(0.0, row + 0.17, group, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+        name = f"{group} ({lost[group]})" if lost.get(group) else group
+        axes.text(0.0, row + 0.17, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
     axes.set_yticks([])
     axes.set_ylim(-0.6, len(ordered) - 0.2)
 
@@ -213,6 +219,8 @@ def _fit_to_lines(axes: Axes, logarithmic: bool) -> None:
     low, high = heights.min(), heights.max()
     if logarithmic and 0 < 100 * low < high:
         axes.set(yscale="log", ylim=(low / 1.5, high * 1.5))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -220,9 +228,8 @@ def _fit_to_lines(axes: Axes, logarithmic: bool) -> None:
 
 def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
     if lines:
-        figure.legend(handles=list(lines), loc="outside lower center", ncols=min(columns, len(lines)))
-
-
-def file_name(name: str) -> str:
-    """A name with nothing in it that a file system dislikes."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+        longest = max(len(str(line.get_label())) for line in lines)
+        fitting = max(1, columns * 24 // (longest + 6))
+        columns = min(columns, len(lines), fitting)
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, len(lines) // columns - 2))
+        figure.legend(handles=list(lines), loc="outside lower center", ncols=columns)

@@ -10,6 +10,7 @@ import numpy as np
 
 from rl_runner.errors import UserError
 from rl_runner.report.load import Array
+from rl_runner.report.names import shown
 from rl_runner.report.statistics import Normalisation
 
 
@@ -39,22 +40,31 @@ class Reference:
 def read_reference(path: Path, methods: Sequence[str]) -> Reference:
     """Read a file of published scores, restricted to the named methods if there are any."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = shown(content["scores"])
         scores = {
-            (env, method): {int(step): np.array(values, float) for step, values in by_step.items()}
+            (env, names[method]): {int(step): _finite(values) for step, values in by_step.items()}
             for method, by_env in content["scores"].items()
             for env, by_step in by_env.items()
             if not methods or method in methods
         }
         one = next((name for name in ("best", "td3_1M") if content.get(name)), "best")
         low, high = content.get("random", {}), content.get(one, {})
-        anchors = {env: Normalisation(low[env], high[env]) for env in low if env in high}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        ends = {env: _finite([low[env], high[env]]) for env in low if env in high}
+        anchors = {env: Normalisation(float(zero), float(top)) for env, (zero, top) in ends.items() if zero < top}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no file of reference scores: {error}") from None
     unknown = set(methods) - set(content["scores"])
     if unknown:
         raise UserError(f"{path} has no method {', '.join(unknown)}; it has {', '.join(content['scores'])}")
     return Reference(scores, anchors, one)
+
+
+def _finite(values: Sequence[float]) -> Array:
+    numbers = np.array(values, float)
+    if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all():
+        raise ValueError(f"{str(values)[:40]} is no list of scores")
+    return numbers
 
 
 def _without_version(env: str) -> str:

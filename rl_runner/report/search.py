@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from rl_runner.report.names import plain, shown
 from rl_runner.report.page import Section
+from rl_runner.report.places import places
 from rl_runner.report.plots import Picture, Studio
 from rl_runner.report.style import GROUPS, MUTED, TEXT
-from rl_runner.report.tables import NONE, Table
+from rl_runner.report.table import NONE, Table
 from rl_runner.rundir import SEARCH, read_json
 
 MOST_ROWS = 10
@@ -43,7 +45,7 @@ class Search:
         if not self.ranked:
             return f"{said}; none has finished yet."
         best = self.ranked[0]
-        values = ", ".join(f"{key}={_said(value)}" for key, value in best["params"].items())
+        values = ", ".join(f"{plain(key)}={_said(value)}" for key, value in best["params"].items())
         return (
             f"{said}. The best is trial {best['number']} with {best['value']:.4g}: {values}. "
             "The best of many trials flatters itself: run it again with new seeds before comparing it."
@@ -56,14 +58,26 @@ class Search:
             [str(trial["number"]), *(_said(trial["params"].get(key, NONE)) for key in keys), f"{trial['value']:.4g}"]
             for trial in shown
         ]
-        return Table(["trial", *keys, "score"], rows, strong=frozenset([0] if rows else []))
+        return Table(["trial", *map(plain, keys), "score"], rows)
 
 
 def searches_in(directories: Sequence[Path]) -> list[Search]:
     """The searches at or below the directories."""
-    paths = sorted({path for directory in directories for path in directory.resolve().rglob(SEARCH)})
-    found = [(path.parent.name, read_json(path)) for path in paths]
-    return [Search(name, record["trials"], record["importance"]) for name, record in found if record]
+    found = [(path.name, read_json(path / SEARCH)) for path, names in places(directories)[0].items() if SEARCH in names]
+    return [Search(plain(name), record["trials"], record["importance"]) for name, record in found if _sound(record)]
+
+
+def _sound(record: dict[str, Any]) -> bool:
+    """Whether a file is a search's record, and not another program's."""
+    trials, importance = record.get("trials"), record.get("importance")
+    return (
+        isinstance(trials, list)
+        and isinstance(importance, dict)
+        and all(isinstance(share, float | int) for share in importance.values())
+        and all(isinstance(trial, dict) and isinstance(trial.get("params"), dict) for trial in trials)
+        and all(isinstance(trial.get("value"), float | int) or trial.get("state") != "complete" for trial in trials)
+        and all(isinstance(trial.get("number"), int) and isinstance(trial.get("state"), str) for trial in trials)
+    )
 
 
 def _history(search: Search, studio: Studio) -> Picture:
@@ -81,12 +95,13 @@ def _history(search: Search, studio: Studio) -> Picture:
 
 def _importance(search: Search, studio: Studio) -> Picture:
     names = sorted(search.importance, key=lambda name: search.importance[name])
+    labels = shown(names)
 
     def draw(axes: Axes) -> None:
         rows = np.arange(len(names))
         axes.barh(rows, [search.importance[name] for name in names], height=0.28, color=GROUPS[0].light)
         for row, name in zip(rows, names, strict=True):
-            axes.text(0.0, row + 0.2, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+            axes.text(0.0, row + 0.2, labels[name], transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
         axes.set_yticks([])
         axes.set_ylim(-0.4, len(names) - 0.2)
         axes.set_xlabel("share", color=MUTED.light)
@@ -96,4 +111,4 @@ def _importance(search: Search, studio: Studio) -> Picture:
 
 
 def _said(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else plain(str(value))

@@ -3,12 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rl_runner.report.grouping import Study
 from rl_runner.report.load import Array
 from rl_runner.report.statistics import Interval, difference_interval, summarize
+from rl_runner.report.study import Study
 
 
 class Words(NamedTuple):
@@ -23,6 +23,7 @@ class Words(NamedTuple):
 
 RETURNS = Words("better", "worse", "best", "worst", "beats")
 QUANTITIES = Words("higher", "lower", "highest", "lowest to highest", "exceeds")
+IDLE = "never updated (learning_starts above total_steps?)"
 MEAN_RETURNS = {"eval/return_mean", "eval/exact_return", "charts/episodic_return"}
 
 
@@ -33,29 +34,27 @@ def words_for(tag: str) -> Words:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The leader (higher mean) against another group; no interval with a single seed on either side."""
+    """The leader (higher mean) against another group, two seeds or more each; `lost` says whose seeds are missing."""
 
     leader: str
     other: str
     seeds: tuple[int, int]
     difference: float
-    interval: Interval | None
+    interval: Interval
     words: Words
+    lost: str = ""
 
     @property
     def decided(self) -> bool:
-        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
+        return self.interval.low > 0 or self.interval.high < 0
 
     def sentence(self) -> str:
         """For example: ddqn is better than dqn: +38 [12, 61]."""
-        if self.interval is None:
-            amount = number(self.difference, abs(self.difference), sign=True)
-            return f"{self.leader} and {self.other} cannot be compared with one seed: {amount}."
         numbers = f"{number(self.difference, self.interval.half, sign=True)} {bracket(self.interval)}"
         if self.decided:
             word = self.words.better if self.difference > 0 else self.words.worse
-            return f"{self.leader} is {word} than {self.other}: {numbers}."
-        return f"{self.leader} and {self.other} are not distinguishable with {self._seeds()}: {numbers}."
+            return f"{self.leader} is {word} than {self.other}{self.lost}: {numbers}."
+        return f"{self.leader} and {self.other} are not distinguishable with {self._seeds()}{self.lost}: {numbers}."
 
     def _seeds(self) -> str:
         few, many = sorted(self.seeds)
@@ -63,35 +62,89 @@ class Comparison:
 
 
 def compare(
-    leader: str, scores: Mapping[str, Array], others: Sequence[str], words: Words, groups: int
+    leader: str,
+    scores: Mapping[str, Array],
+    others: Sequence[str],
+    words: Words,
+    groups: int,
+    environments: int = 1,
+    lost: Mapping[str, str] | None = None,
 ) -> list[Comparison]:
-    """The leader against each of the others, at 95 % simultaneously over all pairs of the `groups` it was among."""
+    """The leader against each of the others; one score makes no comparison.
+
+    At 95 % simultaneously over all pairs of the `groups` it was among, in each of `environments`. `lost`: per group.
+    """
     comparisons = []
     for other in others:
         a, b = scores[leader], scores[other]
-        interval = difference_interval(a, b, groups) if min(len(a), len(b)) > 1 else None
-        comparisons.append(Comparison(leader, other, (len(a), len(b)), float(a.mean() - b.mean()), interval, words))
+        if min(len(a), len(b)) < 2:
+            continue
+        low, high = difference_interval(a, b, groups, environments)
+        missing = missing_seeds({name: (lost or {}).get(name, "") for name in (leader, other)})
+        interval, difference = Interval(float(low), float(high)), float(a.mean() - b.mean())
+        comparisons.append(Comparison(leader, other, (len(a), len(b)), difference, interval, words, missing))
     return comparisons
 
 
-def comparisons_in(study: Study, env: str) -> list[Comparison]:
+def missing_seeds(lost: Mapping[str, str]) -> str:
+    """What a verdict does not rest on; nothing if no seed is missing."""
+    named = enumerated([f"{name}: {shortfall}" for name, shortfall in lost.items() if shortfall], limit=3)
+    return f", counting only seeds with a score ({named})" if named else ""
+
+
+def comparisons_in(study: Study, env: str, environments: int) -> list[Comparison]:
     """The group with the highest mean against every other group of an environment, best first."""
-    scores = {group: study.scores(env, group) for group in study.groups_in(env)}
-    ranked = sorted((group for group in scores if len(scores[group])), key=lambda group: -scores[group].mean())
-    return compare(ranked[0], scores, ranked[1:], words_for(study.tag), len(ranked)) if ranked else []
+    ranked = study.comparable(env)
+    scores = {group: study.scores(env, group) for group in ranked}
+    lost = {group: study.shortfall(env, group) for group in ranked}
+    words = words_for(study.tag)
+    return compare(ranked[0], scores, ranked[1:], words, len(ranked), environments, lost) if ranked else []
+
+
+def not_compared(study: Study, env: str) -> list[str]:
+    """The groups of an environment of which nothing is concluded, and why."""
+    groups = study.groups_in(env)
+    idle = [group for group in groups if study.never_updated(env, group)]
+    single = study.single(env) if len(groups) > 1 else []
+    empty = [group for group in groups if not len(study.scores(env, group))] if len(groups) > 1 else []
+    found = [f"No verdict on {enumerated(idle, limit=6)}: {IDLE}."] if idle else []
+    found += [f"One seed makes no comparison: {enumerated(single, limit=6)}."] if single else []
+    return found + [f"{group} has no score: {study.shortfall(env, group)}." for group in empty]
 
 
 def headline(study: Study, comparisons: Mapping[str, list[Comparison]]) -> str:
-    """The answer in one sentence."""
-    if not any(len(study.scores(*cell)) for cell in study.cells):
+    """The answer in one sentence, with what it does not rest on."""
+    if not any(run.finished for run in study.runs):
         states = Counter(run.status for run in study.runs)
         return f"No run has finished yet: {', '.join(f'{n} {state}' for state, n in states.items())}."
-    contested = {env: found for env, found in comparisons.items() if found}
+    scored = {cell: study.scores(*cell) for cell in study.cells if len(study.scores(*cell))}
+    if not scored:
+        return f"No finished run has a value of {study.tag}."
+    idle = [cell for cell in scored if study.never_updated(*cell)]
+    if len(idle) == len(scored):
+        return f"No verdict: the finished runs {IDLE}."
+    several = len(study.envs) > 1
+    named = {cell: " on ".join(reversed(cell)) if several else cell[1] for cell in study.cells}
+    missing = missing_seeds({named[cell]: study.shortfall(*cell) for cell in study.cells})
+    single = [named[env, group] for env in study.envs for group in study.single(env) if len(study.groups_in(env)) > 1]
+    answer = _answer(study, {env: found for env, found in comparisons.items() if found}, single)
+    out = [f"{named[cell]} (never updated)" for cell in idle]
+    out += [] if answer.startswith("No comparison") else [f"{name} (one seed)" for name in single]
+    aside = f", leaving out {enumerated(out, limit=3)}" if out else ""
+    return f"{answer}{aside}{missing}."
+
+
+def _answer(study: Study, contested: Mapping[str, list[Comparison]], single: Sequence[str]) -> str:
+    """The headline without its full stop."""
     if not contested:
-        return _lone(study)
+        if not single:
+            return _lone(study)
+        rest = "has one seed" if len(single) == 1 else "have one seed each"
+        return f"No comparison on {enumerated(study.envs, limit=3)}: {enumerated(single, limit=3)} {rest}"
     if len(contested) == 1:
         ((env, found),) = contested.items()
-        return f"On {env}, {found[0].sentence()}" if len(found) == 1 else _one_environment(env, found)
+        alone = replace(found[0], lost="").sentence().removesuffix(".")
+        return f"On {env}, {alone}" if len(found) == 1 else _one_environment(env, found)
     pairs = {frozenset((found[0].leader, found[0].other)) for found in contested.values()}
     if len(pairs) == 1 and all(len(found) == 1 for found in contested.values()):
         return _duel([found[0] for found in contested.values()])
@@ -100,29 +153,30 @@ def headline(study: Study, comparisons: Mapping[str, list[Comparison]]) -> str:
 
 def _lone(study: Study) -> str:
     """One group per environment: nothing to compare, so say what was reached."""
-    parts = []
+    parts, most = [], 0
     for env, group in study.cells:
         scores = study.scores(env, group)
-        if len(scores):
+        if len(scores) and not study.never_updated(env, group):
             summary = summarize(scores)
             interval = f" {bracket(summary.interval)}" if summary.interval else ""
             parts.append(f"{group} reaches {mean_text(scores)}{interval} on {env} ({_count(summary.n, 'seed')})")
-    return enumerated(parts, limit=3) + "."
+            most = max(most, summary.n)
+    return enumerated(parts, limit=3) + ("; one seed does not tell how far others lie from it" if most == 1 else "")
 
 
 def _one_environment(env: str, found: list[Comparison]) -> str:
     leader, words = found[0].leader, found[0].words
     open_ones = [comparison.other for comparison in found if not comparison.decided]
     if not open_ones:
-        return f"{leader} is the {words.best} of {len(found) + 1} on {env}."
+        return f"{leader} is the {words.best} of {len(found) + 1} on {env}"
     if len(open_ones) == len(found):
         clear = f"{leader} has the highest mean, but none of the others is clearly {words.worse}"
         if all(math.isclose(comparison.difference, 0, abs_tol=1e-9) for comparison in found):
             clear = f"all {len(found) + 1} have the same mean"
-        return f"No clear {'winner' if words is RETURNS else 'difference'} on {env}: {clear}."
+        return f"No clear {'winner' if words is RETURNS else 'difference'} on {env}: {clear}"
     behind = len(found) - len(open_ones)
     others = f"{behind} {'is' if behind == 1 else 'are'} {words.worse}"
-    return f"{leader} leads on {env}, but cannot be told from {enumerated(open_ones, limit=3)}; {others}."
+    return f"{leader} leads on {env}, but cannot be told from {enumerated(open_ones, limit=3)}; {others}"
 
 
 def _duel(found: list[Comparison]) -> str:
@@ -131,12 +185,12 @@ def _duel(found: list[Comparison]) -> str:
     words = found[0].words
     ahead, behind = wins[names[0]], wins[names[1]]
     if not ahead:
-        return f"{names[0]} and {names[1]} are not distinguishable on any of {len(found)} environments."
+        return f"{names[0]} and {names[1]} are not distinguishable on any of {len(found)} environments"
     where = f"all {len(found)} environments" if ahead == len(found) else f"{ahead} of {len(found)} environments"
     worse = f", {words.worse} on {behind}" if behind else ""
     rest = len(found) - ahead - behind
     undecided = f", not distinguishable on {rest}" if rest else ""
-    return f"{names[0]} is {words.better} than {names[1]} on {where}{worse}{undecided}."
+    return f"{names[0]} is {words.better} than {names[1]} on {where}{worse}{undecided}"
 
 
 def _several_environments(contested: list[list[Comparison]]) -> str:
@@ -145,7 +199,7 @@ def _several_environments(contested: list[list[Comparison]]) -> str:
     where = f"all {n}" if count == n else f"{count} of {n}"
     rest = f", {enumerated([f'{name} on {k}' for name, k in others], limit=3)}" if others else ""
     clear = sum(all(comparison.decided for comparison in found) for found in contested)
-    return f"{first} has the highest mean on {where} environments{rest}; the lead is clear on {clear or 'none'}."
+    return f"{first} has the highest mean on {where} environments{rest}; the lead is clear on {clear or 'none'}"
 
 
 def enumerated(parts: Sequence[str], limit: int) -> str:

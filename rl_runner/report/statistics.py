@@ -3,12 +3,14 @@
 Below 20 seeds Student t and Welch; from 20 on the percentile bootstrap, whose level is widened as Hesterberg
 (2015, "What Teachers Should Know About the Bootstrap") proposes, so that it also covers 95 % and not 93 %.
 With more than two groups, differences are Games-Howell's: simultaneous over all pairs, since which
-group is best is read off the same scores. With two groups this is Welch's interval itself.
+group is best is read off the same scores. With two groups this is Welch's interval itself. Over several
+environments, whose differences are counted, each has Šidák's level, so that all hold at once.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -65,55 +67,72 @@ def mean_interval(scores: Array, resamples: int = RESAMPLES) -> tuple[Array, Arr
     if n < BOOTSTRAP_FROM:
         half = quantile * scores.std(axis=-1, ddof=1) / np.sqrt(n)
         return scores.mean(axis=-1) - half, scores.mean(axis=-1) + half
-    return _bootstrap([scores], lambda x, axis: np.mean(x, axis=axis), _widened(quantile, n), resamples)
+    return _bootstrap([scores], np.mean, _widened(quantile, n), resamples)
 
 
-def difference_interval(better: Array, other: Array, groups: int = 2, resamples: int = RESAMPLES) -> Interval:
-    """Interval of the difference of two means, simultaneous over all pairs of `groups` groups; n >= 2 each."""
-    n = min(len(better), len(other))
-    difference = better.mean() - other.mean()
-    squares = np.array([scores.var(ddof=1) / len(scores) for scores in (better, other)])
-    if not squares.any():
-        return Interval(difference, difference)
-    df = squares.sum() ** 2 / (squares**2 / [len(better) - 1, len(other) - 1]).sum()
-    quantile = critical(df, groups)
-    if n < BOOTSTRAP_FROM:
-        half = quantile * np.sqrt(squares.sum())
-        return Interval(difference - half, difference + half)
+def difference_interval(
+    better: Array, other: Array, groups: int = 2, environments: int = 1, resamples: int = RESAMPLES
+) -> tuple[Array, Array]:
+    """Interval of the difference of two means over the last axis [..., n >= 2].
+
+    Simultaneous over all pairs of `groups` groups in each of `environments` environments.
+    """
+    sizes = np.array([better.shape[-1], other.shape[-1]])
+    difference = better.mean(axis=-1) - other.mean(axis=-1)
+    squares = np.stack([scores.var(axis=-1, ddof=1) for scores in (better, other)], axis=-1) / sizes
+    total = squares.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        df = np.where(total > 0, total**2 / (squares**2 / (sizes - 1)).sum(axis=-1), 1)
+    quantile = critical(df, groups, LEVEL ** (1 / environments))
+    if sizes.min() < BOOTSTRAP_FROM:
+        return difference - quantile * np.sqrt(total), difference + quantile * np.sqrt(total)
 
     def difference_of_means(x: Array, y: Array, axis: int) -> Array:
         return np.mean(x, axis=axis) - np.mean(y, axis=axis)
 
-    low, high = _bootstrap([better, other], difference_of_means, _widened(quantile, n), resamples)
-    return Interval(float(low), float(high))
+    return _bootstrap([better, other], difference_of_means, _widened(quantile, sizes.min()), resamples)
 
 
-def critical(df: float, groups: int = 2) -> float:
+def critical(df: float | Array, groups: int = 2, level: float = LEVEL) -> Array:
     """Two-sided quantile: Student t for two groups, the studentized range over the square root of 2 for more."""
     if groups == 2:
-        return float(stats.t.ppf((1 + LEVEL) / 2, df))
-    return _studentized_range(groups, float(np.format_float_positional(df, 2, fractional=False))) / np.sqrt(2)
+        return np.asarray(stats.t.ppf((1 + level) / 2, df))
+    return np.asarray(np.vectorize(_studentized_range, otypes=[float])(df, groups, level) / np.sqrt(2))
 
 
-@lru_cache
-def _studentized_range(groups: int, df: float) -> float:
-    """Takes a tenth of a second, hence the cache and df to two digits only."""
-    return float(stats.studentized_range.ppf(LEVEL, groups, df))
+def _studentized_range(df: float, groups: int, level: float) -> float:
+    """Between its neighbours with df of two digits, on a chord that lies above the curve by less than a thousandth."""
+    step = 10.0 ** (math.floor(math.log10(df)) - 1)
+    low, high = (round(math.floor(df / step + 1e-9) * step + more, 9) for more in (0, step))
+    share = (1 / low - 1 / df) / (1 / low - 1 / high)
+    return math.exp((1 - share) * _log_range(low, groups, level) + share * _log_range(high, groups, level))
 
 
-def _widened(quantile: float, n: int) -> float:
+@lru_cache(1024)
+def _log_range(df: float, groups: int, level: float) -> float:
+    """Takes a tenth of a second, hence the cache and df of two digits."""
+    return math.log(stats.studentized_range.ppf(level, groups, df))
+
+
+def _widened(quantile: Array, n: int) -> Array:
     """The nominal level at which a percentile bootstrap of n values is as wide as the small-sample quantile asks."""
-    return float(2 * stats.norm.cdf(quantile * np.sqrt(n / (n - 1))) - 1)
+    return np.asarray(2 * stats.norm.cdf(quantile * np.sqrt(n / (n - 1))) - 1)
 
 
-def _bootstrap(samples: Sequence[Array], statistic: object, level: float, resamples: int) -> tuple[Array, Array]:
-    """Percentile interval, each sample resampled within itself along its last axis; always the same draws."""
-    result = stats.bootstrap(
-        samples, statistic, vectorized=True, axis=-1, confidence_level=level, n_resamples=resamples,
-        batch=max(1, 4_000_000 // max(sample.size for sample in samples)), method="percentile",
-        random_state=np.random.default_rng(0),
-    )  # fmt: skip
-    return result.confidence_interval.low, result.confidence_interval.high
+def _bootstrap(samples: Sequence[Array], statistic: Any, level: Array, resamples: int) -> tuple[Array, Array]:
+    """Percentile interval [...] at a level [...]; samples [..., n] resampled within themselves, by the same draws."""
+    rng = np.random.default_rng(0)
+    drawn = [sample[..., rng.integers(0, sample.shape[-1], (resamples, sample.shape[-1]))] for sample in samples]
+    values = np.sort(statistic(*drawn, axis=-1), axis=-1)
+    return _sorted_quantile(values, (1 - level) / 2), _sorted_quantile(values, (1 + level) / 2)
+
+
+def _sorted_quantile(values: Array, share: Array) -> Array:
+    """Linearly interpolated quantiles [...] of sorted values [..., n]."""
+    place = np.broadcast_to(share, values.shape[:-1])[..., None] * (values.shape[-1] - 1)
+    below = np.floor(place).astype(int)
+    low, high = (np.take_along_axis(values, np.minimum(i, values.shape[-1] - 1), -1) for i in (below, below + 1))
+    return np.asarray((low + (place - below) * (high - low))[..., 0])
 
 
 def normalise(scores: Array, to: Normalisation) -> Array:
@@ -121,17 +140,22 @@ def normalise(scores: Array, to: Normalisation) -> Array:
     return (scores - to.zero) / (to.one - to.zero) if to.one != to.zero else np.ones_like(scores)
 
 
-def iqm(per_env: Sequence[Array]) -> tuple[float, Interval | None]:
-    """Interquartile mean over all seeds of all environments, seeds resampled within their environment."""
+def iqm(per_env: Sequence[Array]) -> tuple[float, Interval]:
+    """Interquartile mean over all seeds (two or more) of all environments, resampled within their environment."""
 
     def trimmed(*samples: Array, axis: int) -> Array:
-        return stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=axis)
+        return np.asarray(stats.trim_mean(np.concatenate(samples, axis=-1), 0.25, axis=axis))
 
     return float(trimmed(*per_env, axis=-1)), _stratified(per_env, trimmed)
 
 
-def probability_of_improvement(better: Sequence[Array], other: Sequence[Array]) -> tuple[float, Interval | None]:
-    """Probability that a seed of the first beats one of the second, ties half, averaged over environments."""
+def probability_of_improvement(
+    better: Sequence[Array], other: Sequence[Array], groups: int = 2
+) -> tuple[float, Interval]:
+    """Probability that a seed of the first beats one of the second, ties half, averaged over environments.
+
+    Simultaneous over all pairs of `groups` groups.
+    """
     E = len(better)
 
     def probability(*samples: Array, axis: int) -> Array:
@@ -139,21 +163,19 @@ def probability_of_improvement(better: Sequence[Array], other: Sequence[Array]) 
             np.mean(np.sign(x[..., :, None] - y[..., None, :]) / 2 + 0.5, axis=(-2, -1))
             for x, y in zip(samples[:E], samples[E:], strict=True)
         ]
-        return np.mean(wins, axis=0)
+        return np.asarray(np.mean(wins, axis=0))
 
     samples = [*better, *other]
-    return float(probability(*samples, axis=-1)), _stratified(samples, probability)
+    return float(probability(*samples, axis=-1)), _stratified(samples, probability, groups)
 
 
-def _stratified(samples: Sequence[Array], statistic: object) -> Interval | None:
+def _stratified(samples: Sequence[Array], statistic: Any, groups: int = 2) -> Interval:
     n = min(len(sample) for sample in samples)
-    if n < 2:
-        return None
     df = sum(len(sample) - 1 for sample in samples)
-    low, high = _bootstrap(samples, statistic, _widened(critical(df), n), resamples=1_999)
+    low, high = _bootstrap(samples, statistic, _widened(critical(df, groups), n), resamples=1_999)
     return Interval(float(low), float(high))
 
 
 def performance_profile(per_env: Sequence[Array], thresholds: Array) -> Array:
     """Share of runs above each threshold [T], every environment with equal weight."""
-    return np.mean([(scores[:, None] > thresholds).mean(axis=0) for scores in per_env], axis=0)
+    return np.asarray(np.mean([(scores[:, None] > thresholds).mean(axis=0) for scores in per_env], axis=0))

@@ -4,7 +4,7 @@ import html
 import re
 from typing import Any, NamedTuple
 
-from rl_runner.report.grouping import Study
+from rl_runner.report.study import Study
 
 
 class Ink(NamedTuple):
@@ -57,6 +57,7 @@ RC: dict[Any, Any] = {
     "lines.solid_joinstyle": "round",
     "text.color": TEXT.light,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with a $ is no formula
 }
 
 
@@ -84,8 +85,13 @@ def themed(svg: str, alt: str) -> str:
     """Matplotlib's SVG for a page: colours as variables, no repeated ids, no XML prologue, paths to two decimals."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    for ink in INKS:
-        svg = svg.replace(ink.light, f"var(--{ink.name})")
+    svg = re.sub(r"<[^>]*>", lambda tag: _themed_tag(tag[0]), svg)  # and not the names between the tags
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def _themed_tag(tag: str) -> str:
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)
+    tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), tag)
+    for ink in INKS:
+        tag = tag.replace(ink.light, f"var(--{ink.name})")
+    return tag
