@@ -169,7 +169,8 @@ class Studio:
                 linewidth=1.4, marker="o", markersize=3.5, capsize=2, elinewidth=1, zorder=4,
             )  # fmt: skip
             end, above = (steps[-1], mean[-1]), (-5, 4)
-            axes.annotate(method, end, above, textcoords="offset points", ha="right", fontsize=8.5, color=TEXT.light)
+            label = axes.annotate(method, end, above, textcoords="offset points", ha="right", fontsize=8.5)
+            label.set(color=TEXT.light, in_layout=False)
 
     def _published_legend(self, env: str, tag: str) -> list[Line2D]:
         methods = self.reference.methods(env) if tag == self.study.tag else []
@@ -208,9 +209,15 @@ def _rows(
             axes.plot(interval, [row, row], color=colour, linewidth=2.6)
         axes.plot([value], [row], "D", color=colour, markersize=8, markeredgecolor=PAPER.light, markeredgewidth=1.5)
         name = f"{group} ({lost[group]})" if lost.get(group) else group
-        axes.text(0.0, row + 0.17, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+        row_name(axes, row + 0.17, name)
     axes.set_yticks([])
     axes.set_ylim(-0.6, len(ordered) - 0.2)
+
+
+def row_name(axes: Axes, height: float, name: str) -> None:
+    """Write a name across a row, smaller if it is long; it may not push the axes aside."""
+    label = axes.text(0.0, height, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+    label.set(in_layout=False, fontsize=9.5 * min(1, 56 / len(name)))
 
 
 def _fit_to_lines(axes: Axes, logarithmic: bool) -> None:
@@ -231,5 +238,5 @@ def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         longest = max(len(str(line.get_label())) for line in lines)
         fitting = max(1, columns * 24 // (longest + 6))
         columns = min(columns, len(lines), fitting)
-        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, len(lines) // columns - 2))
+        figure.set_figheight(figure.get_figheight() + 0.23 * max(0, -(-len(lines) // columns) - 2))
         figure.legend(handles=list(lines), loc="outside lower center", ncols=columns)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from rl_runner.report.names import plain, shown
 from rl_runner.report.page import Section
 from rl_runner.report.places import places
-from rl_runner.report.plots import Picture, Studio
+from rl_runner.report.plots import Picture, Studio, row_name
 from rl_runner.report.style import GROUPS, MUTED, TEXT
 from rl_runner.report.table import NONE, Table
 from rl_runner.rundir import SEARCH, read_json
@@ -101,7 +101,7 @@ def _importance(search: Search, studio: Studio) -> Picture:
         rows = np.arange(len(names))
         axes.barh(rows, [search.importance[name] for name in names], height=0.28, color=GROUPS[0].light)
         for row, name in zip(rows, names, strict=True):
-            axes.text(0.0, row + 0.2, labels[name], transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
+            row_name(axes, row + 0.2, labels[name])
         axes.set_yticks([])
         axes.set_ylim(-0.4, len(names) - 0.2)
         axes.set_xlabel("share", color=MUTED.light)
