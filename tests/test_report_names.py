@@ -140,9 +140,11 @@ def test_pictures_are_sound_and_say_the_name(tmp_path: Path):
     """What is between the tags of a picture stays as it is, even where it looks like a colour or a path."""
     for name in (r"$\frac{1}", ' d="M 1.23456"', "#0072b2", "<i>&amp;"):
         for seed in range(2):
-            write_run(tmp_path / f"{len(list(tmp_path.iterdir()))}", seed=seed, settings={"algo.kind": name})
-    main([str(tmp_path)])
+            run = write_run(tmp_path / f"{len(list(tmp_path.iterdir()))}", seed=seed, settings={"algo.kind": name})
+            (run / "metrics.jsonl").write_text('{"step": 500, "<b>$x": 1}\n{"step": 1000, "<b>$x": 2}\n')
+    main([str(tmp_path), "--tag", "<b>$x"])
     page = (tmp_path / "report/index.html").read_text()
+    assert "b" not in Elements(page).names, "not the tag's, in any title"
     pictures = [f"<svg{part.partition('</svg>')[0]}</svg>" for part in page.split("<svg")[1:]]
     texts = ["".join(ElementTree.fromstring(picture).itertext()) for picture in pictures]
     for name in (r"kind=$\frac{1}", 'kind=d="M1.23456"', "kind=#0072b2", "kind=<i>&amp;"):
