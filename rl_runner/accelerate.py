@@ -9,6 +9,7 @@ choice of actions too, if `explore` calls a `behave(obs, *noise)`.
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,12 +21,13 @@ from rl_runner.optim import optimizers, traceable
 from rl_runner.protocols import Agent, Replay
 
 Mode = Literal["eager", "compile", "cudagraph"]
+Wanted = Literal["auto", "eager", "compile", "cudagraph"]
 Update = Callable[[int], None]
 
 UPDATES_WORTH_COMPILING = 15_000  # below, compiling (10 to 30 s) takes longer than it saves
 
 
-def choose(wanted: str, agent: Agent, replay: Replay, device: torch.device, num_updates: int) -> tuple[Mode, str]:
+def choose(wanted: Wanted, agent: Agent, replay: Replay, device: torch.device, num_updates: int) -> tuple[Mode, str]:
     """The mode for `accelerate=wanted` and why, from config, machine and versions alone."""
     device = torch.device(getattr(agent, "device", device))  # a table stays on the CPU
     if wanted == "eager":
@@ -34,12 +36,15 @@ def choose(wanted: str, agent: Agent, replay: Replay, device: torch.device, num_
         return "eager", obstacle
     if wanted == "auto" and num_updates < UPDATES_WORTH_COMPILING:
         return "eager", f"{num_updates:,} updates are too few to be worth compiling"
-    if device.type == "cuda" and wanted != "compile":
+    if wanted == "cudagraph":
+        if device.type != "cuda":
+            return "compile", f"{type(agent).__name__} learns on the CPU, where there are no CUDA graphs"
         if getattr(replay, "grows", False):
             return "compile", "a deduplicated replay moves its final observations, which a CUDA graph cannot follow"
-        return "cudagraph", "as configured" if wanted == "cudagraph" else "on a GPU"
-    mode: Mode = "compile"
-    return mode, "as configured" if wanted == mode else f"{num_updates:,} updates are worth compiling"
+    if wanted != "auto":
+        return wanted, "as configured"
+    unproven = "; CUDA graphs are unmeasured: accelerate=cudagraph" if device.type == "cuda" else ""
+    return "compile", f"{num_updates:,} updates are worth compiling{unproven}"
 
 
 def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode) -> Update:
@@ -73,8 +78,10 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
     torch._dynamo.config.trace_autograd_ops = True
     # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
     os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
-    on_cpu = torch.device(getattr(agent, "device", "cpu")).type == "cpu"
-    graphs = CudaGraphs if mode == "cudagraph" else CpuGraphs if on_cpu else compiled
+    device = torch.device(getattr(agent, "device", "cpu"))
+    graphs: Any = CpuGraphs if device.type == "cpu" else compiled
+    if mode == "cudagraph":
+        graphs = partial(CudaGraphs, device=device)
     agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else graphs(whole_update)
     if hasattr(agent, "behave"):
         agent.behave = graphs(agent.behave)

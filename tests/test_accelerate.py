@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rl_runner import accelerate
-from rl_runner.capture import WARM_UP, CpuGraphs, tensors_and_key, with_tensors
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
@@ -148,7 +147,7 @@ def test_compiled_is_eager(
     eager_metrics, eager_actions = learn_and_act("eager", eager, InDouble(eager_replay), UPDATES, obs)
 
     torch.testing.assert_close(actions, eager_actions, rtol=1e-6, atol=1e-9)
-    assert agent.behave.direct, "acting went through Dynamo"
+    assert agent.behave.graphs, "acting went through Dynamo"
     assert_close(agent, eager, rtol=1e-6, atol=1e-9)
     assert_close(replay, eager_replay, rtol=1e-6, atol=1e-9)
     assert metrics == pytest.approx(eager_metrics, rel=1e-6)
@@ -171,8 +170,8 @@ def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     compiled, eager = agents
     torch.testing.assert_close(compiled.table, eager.table, rtol=1e-12, atol=0)
     assert (eager.table < 0.5).sum() > 20, "nothing was learned"
-    assert compiled.learn.direct
-    assert compiled.behave.direct
+    assert compiled.learn.graphs
+    assert compiled.behave.graphs
     assert rows[0]["values/q_mean"] == pytest.approx(rows[1]["values/q_mean"], rel=1e-12)
     assert_one_graph(acting=1)
 
@@ -221,7 +220,7 @@ def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, na
     eager, compiled = agents
     assert_close(compiled, eager, rtol=1e-6, atol=1e-9)
     assert compiled.optimizer.param_groups[0]["lr"].item() == pytest.approx(3e-3 / 20)
-    assert compiled.learn.direct, "the graph was not called directly"
+    assert compiled.learn.graphs, "the graph was not called directly"
     assert_one_graph()
 
 
@@ -258,11 +257,18 @@ def test_few_updates_are_not_worth_compiling(make_agent: Any) -> None:
     assert accelerate.choose("eager", agent, None, cpu, worth) == ("eager", "as configured")
 
 
-def test_a_cuda_graph_needs_an_agent_on_the_gpu() -> None:
+def test_a_cuda_graph_is_taken_where_it_is_asked_for_and_possible() -> None:
+    cuda, enough = torch.device("cuda"), accelerate.UPDATES_WORTH_COMPILING
     on_gpu, table = SimpleNamespace(learn=None), SimpleNamespace(learn=None, device="cpu")
-    for wanted in ("auto", "cudagraph"):
-        assert accelerate.choose(wanted, on_gpu, None, torch.device("cuda"), 10**6)[0] == "cudagraph"
-        assert accelerate.choose(wanted, table, None, torch.device("cuda"), 10**6)[0] == "compile"
+    growing = SimpleNamespace(grows=True)
+    assert accelerate.choose("cudagraph", on_gpu, None, cuda, 1) == ("cudagraph", "as configured")
+    for obstacle, parts in {"on the CPU": (table, None), "deduplicated replay": (on_gpu, growing)}.items():
+        mode, reason = accelerate.choose("cudagraph", *parts, cuda, 1)
+        assert (mode, obstacle in reason) == ("compile", True)
+    mode, reason = accelerate.choose("auto", on_gpu, None, cuda, enough)
+    assert (mode, "CUDA graphs are unmeasured: accelerate=cudagraph" in reason) == ("compile", True)
+    assert accelerate.choose("auto", on_gpu, None, cuda, enough - 1)[0] == "eager"
+    assert accelerate.choose("auto", table, None, cuda, enough) == ("compile", "15,000 updates are worth compiling")
 
 
 def test_what_cannot_be_captured_runs_eager_and_says_why(make_agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,47 +289,3 @@ def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
     learn("eager", agent, filled_replay("sac"), 3)
     after = tensors_of(agent.state_dict())
     assert all(not torch.equal(before[name], after[name]) for name in before if "net" in name or name == ".log_alpha")
-
-
-# Calling a graph directly
-
-
-def test_arguments_are_parted_and_put_together_again() -> None:
-    a, b, c = torch.zeros(2), torch.zeros(3), torch.zeros(())
-    tensors, key = tensors_and_key([(a, b), c, True])
-    assert [tensor is given for tensor, given in zip(tensors, (a, b, c), strict=True)] == [True] * 3
-    assert key == (True, (2,), (3,), ())
-    (first, second), third, flag = with_tensors([(a, b), c, True], [b, c, a])
-    assert (first is b, second is c, third is a, flag) == (True, True, True, True)
-
-
-def test_a_graph_is_called_past_dynamo_with_new_arguments_and_tensors_written_in_place() -> None:
-    weight = torch.ones(3)
-
-    def double_and_add(drawn: tuple[Tensor, ...], offset: Tensor, flipped: bool) -> tuple[tuple[str, ...], Tensor]:
-        weight.mul_(2)
-        total = drawn[0] * weight + offset
-        return ("a", "b", "c"), -total if flipped else total
-
-    function = CpuGraphs(double_and_add)
-    for i in range(WARM_UP + 3):
-        for flipped in (False, True):
-            expected = torch.full((3,), float(i)) * weight * 2 + 10 * i
-            tags, values = function((torch.full((3,), float(i)),), torch.tensor(10.0 * i), flipped)
-            assert tags == ("a", "b", "c")
-            torch.testing.assert_close(values, -expected if flipped else expected)
-    assert function.direct.keys() == {(False, (3,), ()), (True, (3,), ())}
-    assert function((torch.ones(1),), torch.zeros(()), False)[1].shape == (3,)  # another shape, another graph
-
-
-def test_a_graph_that_reads_what_changes_stays_with_dynamo() -> None:
-    now = {"factor": 0}
-
-    def scale(drawn: tuple[Tensor, ...]) -> tuple[tuple[str, ...], Tensor]:
-        return ("scaled",), drawn[0] * now["factor"]
-
-    function = CpuGraphs(scale)
-    for i in range(WARM_UP + 2):
-        now["factor"] = i
-        assert function((torch.ones(1),))[1].item() == i
-    assert not function.direct
