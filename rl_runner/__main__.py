@@ -2,19 +2,15 @@
 
 import importlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from rl_runner import console
+from rl_runner import completion, console
+from rl_runner.commands import COMMANDS, hydra_parser, parse
 from rl_runner.errors import Interrupted, RunFailed, UserError, tell
-
-COMMANDS = {
-    "resume": "rl_runner.resume",
-    "eval": "rl_runner.saved_policy",
-    "export": "rl_runner.export",
-    "report": "rl_runner.report",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,10 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.protect()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words and words[0] in COMMANDS:
-            command(words[0], words[1:])
-        else:
-            compose_and_run(words)
+        dispatch(words)
     except (UserError, RunFailed, Interrupted) as error:
         return tell(error)
     except KeyboardInterrupt:
@@ -33,10 +26,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def dispatch(words: list[str]) -> None:
+    """Do what the words ask for."""
+    if sys.platform == "win32" or find_spec("fcntl") is None:
+        raise UserError("rl-runner runs on Linux and macOS; on Windows use WSL")
+    if shell := completion.asking(words):
+        completion.answer(shell)
+    elif words and words[0] in COMMANDS:
+        command(words[0], words[1:])
+    elif "--version" in words:
+        print(versions())
+    else:
+        compose_and_run(words)
+
+
+def versions() -> str:
+    """What a report of a fault should quote."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name, package in (("rl-runner", "rl-runner"), ("torch", "torch"), ("hydra", "hydra-core")):
+        try:
+            found.append(f"{name} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{name} is not installed")
+    return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
 def command(name: str, words: list[str]) -> None:
     """Run a sub-command; a file that cannot be read or written is the user's to put right."""
+    parse(name, words)  # help and mistakes need not wait for what the module imports
     try:
-        importlib.import_module(COMMANDS[name]).main(words)
+        importlib.import_module(COMMANDS[name][0]).main(words)
     except OSError as error:
         raise UserError(f"{error.filename or f'rl-runner {name}'}: {error.strerror or error}") from error
 
@@ -47,17 +68,20 @@ def compose_and_run(words: list[str]) -> None:
     if plugins not in sys.path:
         sys.path.insert(0, plugins)  # Hydra finds plugins in packages named hydra_plugins on this path
     import hydra
-    from hydra._internal.utils import get_args_parser
+    from hydra._internal.hydra import Hydra
 
     from rl_runner.config.compose import CONFIGS, REFUSALS, train_job
+    from rl_runner.help import show
 
-    arguments, unknown = get_args_parser().parse_known_args(words)
+    arguments, unknown = hydra_parser().parse_known_args(words)
     if unknown:
         raise UserError(f"no such option: {' '.join(unknown)}; see rl-runner --help")
     sys.argv[1:] = words
+    Hydra.app_help = show  # type: ignore[assignment, method-assign]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them, so that they can be explained
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(train_job)()
+        run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(train_job)
+        completion.install(run) if arguments.shell_completion else run()
     except REFUSALS as error:
         from rl_runner.config.diagnose import explain
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = "events.out.tfevents.*"
-CHARTS = {  # of TensorBoard's custom scalars; each run has those of its algorithm
+CHARTS = {  # of TensorBoard's custom scalars, which shows one twice if two runs of a page fill it differently
     "TD loss": ["losses/td_loss"],
     "Q and its target": ["values/q_mean", "values/target_mean", "values/q_min", "values/q_max"],
     "actor and temperature loss": ["losses/actor_loss", "losses/alpha_loss"],
@@ -93,8 +93,8 @@ class Curves:
         from torch.utils.tensorboard.summary import custom_scalars
 
         known = {*row, *EVALUATION}
-        charts = {title: [f"^{tag}$" for tag in tags if tag in known] for title, tags in CHARTS.items()}
-        layout = {title: ["Multiline", tags] for title, tags in charts.items() if tags}
+        charts = {title: [f"^{tag}$" for tag in tags] for title, tags in CHARTS.items() if known & set(tags)}
+        layout = {title: ["Multiline", tags] for title, tags in charts.items()}
         self._add(summary=custom_scalars({"rl_runner": layout}))
 
     def _add(self, **fields: Any) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_runner.commands import parse
 from rl_runner.config.schema import load_config
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.envs.spaces import action_map
-from rl_runner.errors import Parser, RunFailed
+from rl_runner.errors import RunFailed
 from rl_runner.persistence import durable
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CONFIG, POLICY
@@ -23,13 +24,7 @@ MAX_CHECKED = 256  # observations of an episode
 
 def main(argv: list[str]) -> Path:
     """Export a policy, check that the file acts as the agent does, and say how to use it; the file."""
-    parser = Parser(prog="rl-runner export", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
-    parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
-    parser.add_argument(
-        "overrides", metavar="plugins=[...]", nargs="*", default=[], help="packages of yours that the run needs"
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse("export", argv)
     config = load_config(arguments.directory / CONFIG, [*arguments.overrides, "device=cpu"])
     agent, step, rebuild = load(config, arguments.directory)
     envs = Envs(config.env, 1, config.seed, "export", rebuild=rebuild)

@@ -1,5 +1,8 @@
 """What a run says of itself: before, in plain words, what will happen; afterwards where everything lies."""
 
+import shlex
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,10 @@ from rl_runner.envs import EVAL_LIMIT
 from rl_runner.optim import optimizers
 from rl_runner.rundir import flatten
 from rl_runner.train import Run
+
+MACHINE = (  # what decides how, not what is learned
+    "device", "threads", "accelerate", "precision", "log_every", "checkpoint_every", "plugins", "dry_run", "fresh",
+)  # fmt: skip
 
 
 def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
@@ -31,14 +38,18 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
     if num_updates == 0:
         sooner = " or lower learning_starts" if config.learning_starts else ""
         lines.append(f"warning: nothing will be learned, the run ends too early: raise total_steps{sooner}")
-    return "\n".join(lines)
+    return "\n".join(map(_wrapped, lines))
 
 
 def learning(run: Run, num_updates: int) -> str:
     """How often and how much is learned, in words."""
     config = run.config
     every = "environment step" if config.update_every == 1 else f"{config.update_every:,} environment steps"
-    warm_up = f" after {config.learning_starts:,} random ones" if config.learning_starts else ""
+    random, first_batch = config.learning_starts, run.agent.batch_size
+    warm_up = f" after {random:,} random ones" if random else ""
+    if random < first_batch - 1:
+        before = f"{random:,} random ones, then " if random else ""
+        warm_up = f" after {first_batch - 1:,} ({before}until a batch of {first_batch:,} is there)"
     falling = ", learning rates falling to 0" if config.lr_schedule == "linear" and optimizers(run.agent) else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
@@ -69,12 +80,14 @@ def evaluation(config: Config) -> str:
 
 def farewell(result: dict[str, Any], directory: Path) -> str:
     """The last lines: the outcome, and where everything lies."""
+    beside = directory.parent  # whose other runs are worth a look, unless that is all the files there are
+    place = directory if Path.cwd().is_relative_to(beside.absolute()) else beside
     mean, std = result["eval/return_mean"], result["eval/return_std"]
     return (
         f"final evaluation: {mean:.2f} ± {std:.2f} over {len(result['episode_returns'])} episodes; "
-        f"{result['sps']:,.0f} steps per second\n"
+        f"{result['sps']:,.0f} steps per second, random ones included\n"
         f"everything lies in {directory}\n"
-        f"curves: tensorboard --logdir {directory.parent}"
+        f"curves: tensorboard --logdir {shlex.quote(str(place))}"
     )
 
 
@@ -84,10 +97,12 @@ def over(result: dict[str, Any], directory: Path) -> str:
 
 
 def hparams(config: Config) -> dict[str, int | float | str | bool]:
-    """The config flattened, for TensorBoard's HPARAMS tab."""
-    plain = (int, float, str, bool)
+    """The config flattened for TensorBoard's HPARAMS tab, which sorts by name and would begin with the machine's."""
+    flat = flatten({key: value for key, value in written_values(config).items() if key not in MACHINE})
     return {
-        key: value if isinstance(value, plain) else str(value) for key, value in flatten(written_values(config)).items()
+        key.removeprefix("chosen."): value if isinstance(value, int | float | str) else str(value)
+        for key, value in flat.items()
+        if not key.endswith("._target_")  # the chosen names say it shorter
     }
 
 
@@ -95,6 +110,12 @@ def num_parameters(agent: Any) -> int:
     """Trainable parameters of all the agent's modules."""
     modules = [value for value in vars(agent).values() if isinstance(value, nn.Module)]
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+def _wrapped(line: str) -> str:
+    """A line broken at words, for the terminal's width."""
+    columns = shutil.get_terminal_size((100, 24)).columns
+    return textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _observations(spec: Any) -> str:

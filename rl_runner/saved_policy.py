@@ -1,6 +1,5 @@
 """`rl-runner eval DIR`: evaluates the policy of a run's newest checkpoint anew, and records a video of it."""
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,37 +8,32 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rl_runner.commands import parse
 from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, EnvConfig, load_config
 from rl_runner.envs import EVAL_LIMIT, make
 from rl_runner.envs.process import contained, one_line
 from rl_runner.envs.spaces import action_map
 from rl_runner.envs.state import SeededEnv
-from rl_runner.errors import Parser, UserError
+from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
 from rl_runner.protocols import Agent
+from rl_runner.quiet import quiet
 from rl_runner.run import build_agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Evaluate a saved policy and print how it did; the `eval/*` metrics and the return of each episode."""
-    parser = Parser(prog="rl-runner eval", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
-    parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
-    parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
-    parser.add_argument(
-        "overrides", metavar="plugins=[...]", nargs="*", default=[], help="packages of yours that the run needs"
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse("eval", argv)
     config = load_config(arguments.directory / CONFIG, arguments.overrides)
     agent, step, rebuild = load(config, arguments.directory)
     camera = open_camera(config, arguments.directory / VIDEOS, step) if arguments.video else None
     episodes = arguments.episodes or config.final_eval_episodes
     evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
     metrics, returns = evaluator(agent, episodes)
-    print(f"{config.env.id}, policy of step {step:,}, {episodes} episodes")
+    print(f"{config.env.id}, policy of step {step:,}, {episodes} episode{'' if episodes == 1 else 's'}")
     for tag, value in metrics.items():
         print(f"{tag} {value:.4g}")
     if camera:
@@ -71,7 +65,7 @@ def open_camera(config: Config, folder: Path, step: int) -> SeededEnv:
         return UserError(f"{config.env.id} cannot be filmed: {said}{hint}")
 
     def made(env: EnvConfig) -> gym.Env:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():  # SDL and others complain of what nobody needs here
             warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
             try:
                 seen = make(env)
@@ -89,18 +83,13 @@ def open_camera(config: Config, folder: Path, step: int) -> SeededEnv:
 def film(agent: Agent, env: SeededEnv) -> Path:
     """Film the first evaluation episode; the file."""
     to_env = action_map(env.env.action_space)
-    obs = env.reset(0)
-    for _ in range(env.spec.max_episode_steps or EVAL_LIMIT):
-        action = agent.act(torch.as_tensor(np.asarray(obs), dtype=env.spec.obs_dtype).unsqueeze(0))
-        obs = env.step(to_env(action.numpy(force=True))[0])[0]
-        if not env.playing:
-            break
-    env.close()
+    with quiet():
+        obs = env.reset(0)
+        for _ in range(env.spec.max_episode_steps or EVAL_LIMIT):
+            action = agent.act(torch.as_tensor(np.asarray(obs), dtype=env.spec.obs_dtype).unsqueeze(0))
+            obs = env.step(to_env(action.numpy(force=True))[0])[0]
+            if not env.playing:
+                break
+        env.close()
     video: Any = env.env
     return Path(video.video_folder) / f"{video.name_prefix}-episode-0.mp4"
-
-
-def positive_number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)

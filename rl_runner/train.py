@@ -89,7 +89,10 @@ def train(
         run.step += config.num_envs
         run.finished_episodes += result.episodes
 
-        for _ in range(updates_due(config, agent.batch_size, before, run.step)):
+        due = updates_due(config, agent.batch_size, before, run.step)
+        if due and run.updates == 0:
+            run.stopwatch.read(before, 0)  # random steps are fast, and would hide how fast it learns
+        for _ in range(due):
             update(run.step)
             run.updates += 1
 

@@ -14,8 +14,10 @@ from urllib.request import urlopen
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rl_runner.config.schema import Config
+from rl_runner.header import MACHINE
 from rl_runner.run import run
 
 SHORT = ("learning_starts=40", "log_every=20", "eval_every=40", "eval_episodes=1", "final_eval_episodes=1")
@@ -87,8 +89,9 @@ def test_every_tag_has_one_point_per_step(server: Server, directory: Path, algo:
 
 def test_the_custom_layout_and_the_hyperparameters_are_served(server: Server) -> None:
     layout = server.get("custom_scalars/layout")
-    charts = {chart["title"] for category in layout["category"] for chart in category["chart"]}
-    assert {"TD loss", "Q and its target", "temperature and entropy"} <= charts
+    charts = [chart["title"] for category in layout["category"] for chart in category["chart"]]
+    assert {"TD loss", "Q and its target", "temperature and entropy", "gradient norms"} <= set(charts)
+    assert len(charts) == len(set(charts)), "runs of several algorithms share their charts"
     assert set(RUNS) <= set(server.get("scalars/tags"))
 
 
@@ -99,7 +102,25 @@ def test_each_run_has_the_charts_of_its_algorithm(directory: Path, algo: str) ->
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: [*chart.multiline.tag] for chart in layout.category[0].chart}
     tags = {f"^{tag}$" for tag in EVERYWHERE | TAGS[algo]}
-    assert all(set(shown) <= tags for shown in charts.values())
+    assert all(set(shown) & tags for shown in charts.values())
     assert {"TD loss", "Q and its target", "return", "Q bias"} <= charts.keys()
     assert ("temperature and entropy" in charts) == (algo == "sac")
     assert ("exploration" in charts) == (algo != "sac")
+
+
+@pytest.mark.parametrize("algo", ["sac", "q_learning"])
+def test_speed_is_that_of_learning(directory: Path, algo: str) -> None:
+    rows = [json.loads(line) for line in (directory / algo / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "charts/updates_per_second" in row]
+    assert all(("charts/SPS" in row) == (row["charts/updates_per_second"] > 0) for row in rows)
+    assert (rows[0]["charts/updates_per_second"] > 0) == (algo == "q_learning")  # which learns from the first step on
+
+
+def test_hyperparameters_are_what_decides_the_learning(directory: Path) -> None:
+    metadata = EventAccumulator(str(directory / "dqn")).Reload().SummaryMetadata("_hparams_/session_start_info")
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
+    assert {"algo", "env", "network", "optimizer", "replay", "algo.gamma", "optimizer.lr", "total_steps"} <= set(
+        hparams
+    )
+    assert min(hparams) == "algo"  # the server shows them by name, the first five by default
+    assert not [name for name in hparams if name in MACHINE or name.endswith("_target_")]

@@ -14,14 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rl_runner.config.problems import unknown_choice
 from rl_runner.errors import UserError, tell
+from rl_runner.notes import CONFIGS as CONFIGS
 from rl_runner.rundir import attempts
 
 if TYPE_CHECKING:
     from rl_runner.config.schema import Config, Parsed
 
-# Where the YAML lies: in an installed package, or beside it in a checkout.
-PACKAGE = Path(__file__).parents[1]
-CONFIGS = next(place for place in (PACKAGE / "configs", PACKAGE.parent / "configs") if place.is_dir())
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")

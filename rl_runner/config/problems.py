@@ -4,8 +4,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from yaml import YAMLError
 
 if TYPE_CHECKING:
@@ -60,6 +58,9 @@ def value_problems(error: "ValidationError", known: Iterable[str], prefix: str =
 
 def override_problem(override: str, error: Exception, known: Iterable[str]) -> str:
     """The line for an override that Hydra refuses, from what Hydra says about it in several."""
+    from hydra.errors import MissingConfigException, OverrideParseException  # the completion does not wait for these
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
     key, _, value = override.lstrip("+~").partition("=")
     first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
     match error:

@@ -17,7 +17,7 @@ from rl_runner.config.problems import flat_keys, override_problem, value_problem
 from rl_runner.config.targets import Strict, factory, import_plugins, read_group
 from rl_runner.errors import UserError
 from rl_runner.persistence import durable
-from rl_runner.rundir import COMMAND, command_line_of
+from rl_runner.rundir import COMMAND, SWEEP, command_line_of
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
 
@@ -198,12 +198,21 @@ def _read(path: Path) -> tuple[DictConfig, list[str]]:
         text = path.read_text("utf-8")
         saved = OmegaConf.create(yaml.safe_load(text))
     except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no run: there is no {path.name} in it") from None
+        raise UserError(_no_run(path.parent, path.name)) from None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(saved, DictConfig) or not isinstance(saved.get("chosen", {}), Mapping):
         raise UserError(f"{path} is not the config of a run")
     return saved, command_line_of(text)
+
+
+def _no_run(directory: Path, name: str) -> str:
+    """What to say of a directory without a run, which may hold some."""
+    inside = min(directory.glob(f"*/{name}"), default=None)
+    if inside is None:
+        return f"{directory} holds no run: there is no {name} in it"
+    kind = "sweep of runs" if (directory / SWEEP).exists() else "folder of runs"
+    return f"{directory} is a {kind}: name one of them, as {inside.parent}"
 
 
 def _packages(saved: DictConfig) -> list[str]:
@@ -219,7 +228,8 @@ def _override(saved: DictConfig, overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         try:
             (override,) = OverridesParser.create().parse_overrides([text])
-            OmegaConf.update(saved, override.key_or_group, override.value())
+            new = override.is_add() or override.is_force_add()  # such as +env.kwargs.render_mode=human
+            OmegaConf.update(saved, override.key_or_group, override.value(), force_add=new)
         except (HydraException, OmegaConfBaseException) as error:
             problems.append(override_problem(text, error, flat_keys(saved)))
     if problems:

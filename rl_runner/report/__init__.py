@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_runner.errors import Parser, UserError
+from rl_runner.commands import SCORE, parse
+from rl_runner.errors import UserError
 from rl_runner.report.build import Findings, find, write
 from rl_runner.report.markdown import markdown
 from rl_runner.report.reference import Reference, read_reference
 
-SCORE = "eval/return_mean"
 NAMED = 5  # unreadable runs in the terminal
 
 
@@ -49,15 +49,7 @@ def default_title(directories: Sequence[Path]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The command line of `rl-runner report`; prints the conclusions and the page's place."""
-    parser = Parser(prog="rl-runner report", description="Turn runs and sweeps into one page with the answer.")
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
-    parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
-    parser.add_argument("--title", help="the page's title")
-    parser.add_argument("--tag", default=SCORE, help="any logged tag, by its value at the end (default: %(default)s)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables and sentences as Markdown")
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="JSON file of published scores to overlay")
-    parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
-    options = parser.parse_args(argv)
+    options = parse("report", argv)
     reference = read_reference(options.reference, options.method) if options.reference else Reference()
     findings = find(options.directories, options.tag, reference)
     out = options.out or _shared_parent(options.directories) / "report"

@@ -1,7 +1,6 @@
 """`env=<any Gymnasium id>` without a YAML file: a config source that answers where no file does."""
 
 import re
-import sys
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -36,13 +35,7 @@ class GymnasiumSource(ConfigSource):
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
             return [] if results_filter == ObjectType.CONFIG else ["env"]
-        if results_filter == ObjectType.GROUP:
-            return []
-        if not {"-sc", "--shell-completion"} & set(sys.argv):
-            return ["any Gymnasium id"]  # in the help, which does not wait for gymnasium's import
-        from rl_runner.config.env_ids import known_ids
-
-        return known_ids()
+        return []  # the help and the completion know of the ids by themselves
 
 
 class GymnasiumSearchPath(SearchPathPlugin):

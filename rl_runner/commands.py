@@ -1,0 +1,104 @@
+"""The sub-commands: their arguments, and the modules that do them, which are imported only then."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rl_runner.errors import Parser
+from rl_runner.rundir import POLICY, VIDEOS
+
+if hasattr(argparse.ArgumentParser, "_check_help"):  # Python 3.14: it takes any help for a string
+    _check_help = argparse.ArgumentParser._check_help
+
+    def _check_strings(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):  # one of Hydra's is an object, which becomes one when it is shown
+            _check_help(parser, action)
+
+    argparse.ArgumentParser._check_help = _check_strings
+
+SCORE = "eval/return_mean"
+
+
+def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a sub-command; UserError if they are not understood."""
+    return parser(name).parse_intermixed_args(words)
+
+
+def parser(name: str) -> Parser:
+    _, description, add_arguments = COMMANDS[name]
+    made = Parser(prog=f"rl-runner {name}", description=description)
+    add_arguments(made)
+    return made
+
+
+def hydra_parser() -> argparse.ArgumentParser:
+    """The arguments of everything that is no sub-command."""
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser()
+
+
+def _resume(parser: Parser) -> None:
+    parser.add_argument(
+        "directory", metavar="DIR", type=Path, help="of a run or a sweep; a search goes on with its own command"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="total_steps=N extends the run")
+
+
+def _eval(parser: Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
+    parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
+    _plugins(parser)
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
+    _plugins(parser)
+
+
+def _report(parser: Parser) -> None:
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, a sweep or a folder of them")
+    parser.add_argument("--out", type=Path, help="where to write (default: DIR/report)")
+    parser.add_argument("--title", help="the page's title")
+    parser.add_argument("--tag", default=SCORE, help="any logged tag, by its value at the end (default: %(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables and sentences as Markdown")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="JSON file of published scores to overlay")
+    parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
+
+
+def _plugins(parser: Parser) -> None:
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="plugins=[...] names packages of yours that the run needs, +env.kwargs.KEY=VALUE changes its environment",
+    )
+
+
+def positive_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
+    "resume": (
+        "rl_runner.resume",
+        "Go on with a run or a sweep where it stopped, or beyond its end.",
+        _resume,
+    ),
+    "eval": (
+        "rl_runner.saved_policy",
+        "Evaluate the policy of a run's newest checkpoint anew, and record a video of it.",
+        _eval,
+    ),
+    "export": (
+        "rl_runner.export",
+        "Write the policy of a run's newest checkpoint as one file that needs PyTorch alone.",
+        _export,
+    ),
+    "report": ("rl_runner.report", "Turn runs and sweeps into one page with the answer.", _report),
+}

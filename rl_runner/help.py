@@ -1,0 +1,151 @@
+"""`--help`: every key with its value and the comment of its YAML; where settings are typed also types and ranges."""
+
+import argparse
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from rl_runner import notes
+from rl_runner.signatures import constructor
+
+COLUMN = 34  # where comments begin
+MARKUP = re.compile(r"^(?:\.\. |Args:)", re.MULTILINE)  # where a docstring goes on for another program
+Texts = dict[str, str]  # by dotted path
+# Classes whose keys another one takes.
+KEYS_OF = {"hydra_plugins.rl_runner.sweeper.OptunaSweeper": "rl_runner.sweep.search.Search"}
+
+
+def show(hydra: Hydra, config_name: str | None, args_parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Print the help of what the words compose to; takes the place of Hydra's own, which shows values alone."""
+    mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
+    composed = hydra.compose_config(config_name, args.overrides, mode)
+    HydraConfig.instance().set_config(composed)
+    typed = [word.lstrip("+~").partition("=")[0] for word in args.overrides]
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    values: Any = OmegaConf.to_container(own, resolve=args.resolve)
+    asked = {"sweeper" if group == "experiment" else group.removeprefix("hydra/") for group in typed}
+    if of_hydra := {group: OmegaConf.to_container(composed.hydra[group]) for group in asked & {"launcher", "sweeper"}}:
+        values = {"hydra": of_hydra} | values
+    values = {group: values[group] for group in typed if group in values} | values
+
+    places = [Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == "file"]
+    texts = comments(composed, typed, places, config_name or "config")
+    types, docs = described(values, typed) if typed else ({}, {})
+    for key, words in types.items():
+        said = texts.get(key, "")
+        texts[key] = said if said.startswith(words) else "; ".join(filter(None, [words, said]))
+    options = {group: notes.options(group, places) for group in notes.groups(places) if not group.startswith("hydra/")}
+    options["env"] = ["any Gymnasium id", *options["env"]]
+    choices = "\n".join(_wrapped(f"{group}: {', '.join(names)}", "  ") for group, names in options.items())
+    config = "\n".join(lines(values, texts, docs))
+    print(Template(composed.hydra.help.template).substitute(APP_CONFIG_GROUPS=f"{choices}\n", CONFIG=f"{config}\n"))
+
+
+def comments(composed: DictConfig, typed: Sequence[str], places: Sequence[Path], main: str) -> Texts:
+    """What the files say of each key, and which one its value is from if that is not the one of its meaning."""
+    texts: Texts = {}
+    choices = {group: name for group, name in composed.hydra.runtime.choices.items() if name}
+    for file in notes.files(choices, places, main):
+        prefix = "hydra.sweeper" if file.group == "experiment" else file.group.replace("/", ".")
+        for key, text in file.comments.items():
+            from_elsewhere = key in texts and key in file.values and not key.startswith(f"{prefix}.")
+            said = [texts[key], f"here from {file.name}", text] if from_elsewhere else [text or texts.get(key, "")]
+            texts[key] = "; ".join(filter(None, said))
+        if file.group:
+            texts[prefix] = f"{choices[file.group]}: {file.header}" if file.header else choices[file.group]
+    for key in set(typed) & texts.keys() - choices.keys():
+        texts[key] = "; ".join(filter(None, [texts[key], "here from the command line"]))
+    return texts
+
+
+def described(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[Texts, Texts]:
+    """Types, choices and ranges of all keys, from the constructors that take them; their docstrings, if typed."""
+    from pydantic import create_model
+
+    from rl_runner.config.schema import EnvConfig, RunLevel
+    from rl_runner.config.targets import WIRED, Strict
+
+    models: dict[str, Any] = {"": RunLevel, "env.": EnvConfig}
+    docs: Texts = {}
+    hydra = {f"hydra.{name}": group for name, group in values.get("hydra", {}).items()}
+    for name, group in ({name: values.get(name) for name in WIRED} | hydra).items():
+        target = str(group.get("_target_")) if isinstance(group, dict) else ""
+        if found := constructor(KEYS_OF.get(target, target)):
+            fields: Any = {key: (kind, ...) for key, kind in found.annotations.items() if key not in WIRED[name]}
+            models[f"{name}."] = create_model(name, __base__=Strict, **fields)
+            if name.replace(".", "/") in typed:
+                docs[name] = MARKUP.split(found.doc)[0].strip()
+    types = {f"{prefix}{key}": words for prefix, model in models.items() for key, words in keys_of(model)}
+    return types, docs
+
+
+def keys_of(model: Any) -> Iterator[tuple[str, str]]:
+    """What each field of a pydantic model may be, in words."""
+    from pydantic.json_schema import GenerateJsonSchema
+    from pydantic_core import PydanticOmit
+
+    class Writable(GenerateJsonSchema):
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Any:
+            raise PydanticOmit  # what no command line can say, such as a tensor
+
+    for key, field in model.model_json_schema(schema_generator=Writable).get("properties", {}).items():
+        if words := in_words(field):
+            yield key, words
+
+
+def in_words(schema: Mapping[str, Any]) -> str:
+    """A JSON schema as a reader of YAML would say it."""
+    if branches := schema.get("anyOf"):
+        return " | ".join(dict.fromkeys(filter(None, map(in_words, branches))))
+    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
+        return " | ".join(map(str, choices))
+    name = {"boolean": "true | false", "string": "text", "array": "list", "object": "mapping"}
+    words = name.get(schema.get("type", ""), schema.get("type", ""))
+    if items := schema.get("prefixItems", [schema[key] for key in ("items",) if schema.get(key)]):
+        words += f" of {', '.join(map(in_words, items))}"
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    bounds = [f"{sign} {schema[bound]:g}" for bound, sign in signs.items() if bound in schema]
+    return " ".join([words, ", ".join(bounds)]).strip()
+
+
+def lines(tree: Mapping[str, Any], texts: Texts, docs: Texts, path: str = "") -> Iterator[str]:
+    """A config as YAML, with what there is to say of each key as a comment."""
+    indent = "  " * path.count(".")
+    for key, value in tree.items():
+        name = f"{path}{key}"
+        has_keys = isinstance(value, dict) and value
+        shown = "" if has_keys else " " + _flow(value)
+        yield _beside(f"{indent}{key}:{shown}", texts.get(name, ""))
+        if has_keys:
+            yield from (f"{indent}  # {line}".rstrip() for line in docs.get(name, "").splitlines())
+            yield from lines(value, texts, docs, f"{name}.")
+        if name in docs:
+            others = (key for key in texts if key.startswith(f"{name}.") and key.rpartition(".")[2] not in value)
+            yield from (_beside(f"{indent}  # +{key}=...", texts[key]) for key in others)
+
+
+def _flow(value: Any) -> str:
+    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    return dumped.strip().removesuffix("\n...")
+
+
+def _beside(left: str, text: str) -> str:
+    return _wrapped(f"{left:<{COLUMN}} # {text}", f"{' ' * COLUMN} # ") if text else left
+
+
+def _wrapped(text: str, indent: str) -> str:
+    if not sys.stdout.isatty():
+        return text  # a line for each key, to be searched
+    columns = max(shutil.get_terminal_size().columns, 2 * COLUMN)
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
