@@ -11,6 +11,7 @@ from pathlib import Path
 from rl_runner import completion, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
 from rl_runner.errors import Interrupted, RunFailed, UserError, tell
+from rl_runner.help import show, show_defaults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def dispatch(words: list[str]) -> None:
         command(words[0], words[1:])
     elif "--version" in words:
         print(versions())
+    elif words in (["--help"], ["-h"]):
+        show_defaults()
     else:
         compose_and_run(words)
 
@@ -71,7 +74,6 @@ def compose_and_run(words: list[str]) -> None:
     from hydra._internal.hydra import Hydra
 
     from rl_runner.config.compose import CONFIGS, REFUSALS, train_job
-    from rl_runner.help import show
 
     arguments, unknown = hydra_parser().parse_known_args(words)
     if unknown:

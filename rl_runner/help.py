@@ -5,16 +5,12 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import yaml
-from hydra._internal.hydra import Hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from rl_runner import notes
 from rl_runner.signatures import constructor
@@ -26,8 +22,22 @@ Texts = dict[str, str]  # by dotted path
 KEYS_OF = {"hydra_plugins.rl_runner.sweeper.OptunaSweeper": "rl_runner.sweep.search.Search"}
 
 
-def show(hydra: Hydra, config_name: str | None, args_parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def show_defaults() -> None:
+    """Print the help when nothing is typed, for which importing Hydra would take most of the time."""
+    files = list(notes.files({}, [notes.CONFIGS]))
+    values: dict[str, Any] = {}
+    for file in files:
+        _merge(values, file.content)
+    template = values.pop("hydra")["help"]["template"]
+    _print(values, comments(files, notes.defaults_of(files[0]), []), {}, [notes.CONFIGS], template)
+
+
+def show(hydra: Any, config_name: str | None, args_parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Print the help of what the words compose to; takes the place of Hydra's own, which shows values alone."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
     mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
     composed = hydra.compose_config(config_name, args.overrides, mode)
     HydraConfig.instance().set_config(composed)
@@ -40,23 +50,19 @@ def show(hydra: Hydra, config_name: str | None, args_parser: argparse.ArgumentPa
     values = {group: values[group] for group in typed if group in values} | values
 
     places = [Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == "file"]
-    texts = comments(composed, typed, places, config_name or "config")
+    choices = {group: name for group, name in composed.hydra.runtime.choices.items() if name}
+    texts = comments(notes.files(choices, places, config_name or "config"), choices, typed)
     types, docs = described(values, typed) if typed else ({}, {})
     for key, words in types.items():
         said = texts.get(key, "")
         texts[key] = said if said.startswith(words) else "; ".join(filter(None, [words, said]))
-    options = {group: notes.options(group, places) for group in notes.groups(places) if not group.startswith("hydra/")}
-    options["env"] = ["any Gymnasium id", *options["env"]]
-    choices = "\n".join(_wrapped(f"{group}: {', '.join(names)}", "  ") for group, names in options.items())
-    config = "\n".join(lines(values, texts, docs))
-    print(Template(composed.hydra.help.template).substitute(APP_CONFIG_GROUPS=f"{choices}\n", CONFIG=f"{config}\n"))
+    _print(values, texts, docs, places, composed.hydra.help.template)
 
 
-def comments(composed: DictConfig, typed: Sequence[str], places: Sequence[Path], main: str) -> Texts:
+def comments(files: Iterable[notes.File], choices: Mapping[str, str], typed: Sequence[str]) -> Texts:
     """What the files say of each key, and which one its value is from if that is not the one of its meaning."""
     texts: Texts = {}
-    choices = {group: name for group, name in composed.hydra.runtime.choices.items() if name}
-    for file in notes.files(choices, places, main):
+    for file in files:
         prefix = "hydra.sweeper" if file.group == "experiment" else file.group.replace("/", ".")
         for key, text in file.comments.items():
             from_elsewhere = key in texts and key in file.values and not key.startswith(f"{prefix}.")
@@ -133,6 +139,22 @@ def lines(tree: Mapping[str, Any], texts: Texts, docs: Texts, path: str = "") ->
         if name in docs:
             others = (key for key in texts if key.startswith(f"{name}.") and key.rpartition(".")[2] not in value)
             yield from (_beside(f"{indent}  # +{key}=...", texts[key]) for key in others)
+
+
+def _print(values: Mapping[str, Any], texts: Texts, docs: Texts, places: Sequence[Path], template: str) -> None:
+    options = {group: notes.options(group, places) for group in notes.groups(places) if not group.startswith("hydra/")}
+    options["env"] = ["any Gymnasium id", *options["env"]]
+    groups = "".join(_wrapped(f"{group}: {', '.join(names)}", "  ") + "\n" for group, names in options.items())
+    config = "".join(f"{line}\n" for line in lines(values, texts, docs))
+    print(Template(template).substitute(APP_CONFIG_GROUPS=groups, CONFIG=config))
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _merge(below[key], value)
+        else:
+            below[key] = value
 
 
 def _flow(value: Any) -> str:

@@ -24,6 +24,7 @@ class File(NamedTuple):
     header: str  # the comment that it begins with
     values: dict[str, str]  # by dotted path from the config's root, as written; "" for a list or a mapping
     comments: dict[str, str]  # by the same paths, and by those of what has keys of its own
+    content: dict[str, Any]  # the same as a tree
 
 
 def read(path: Path, group: str, name: str) -> File:
@@ -38,10 +39,12 @@ def read(path: Path, group: str, name: str) -> File:
         if not (isinstance(node, yaml.MappingNode) and node.value):
             values[key] = node.value if isinstance(node, yaml.ScalarNode) else ""
         comments[key] = comment
-    content = yaml.load(text, LOADER)
-    defaults = content.get("defaults", []) if isinstance(content, dict) else []
+    content = yaml.load(text, LOADER) or {}
+    defaults = content.pop("defaults", [])
+    for part in reversed(prefix.split(".") if prefix else []):
+        content = {part: content}
     header = " ".join(line.lstrip("# ") for line in above if not PLACE.match(line))
-    return File(f"{group}/{name}".strip("/"), group, defaults, header, values, comments)
+    return File(f"{group}/{name}".strip("/"), group, defaults, header, values, comments, content)
 
 
 def files(choices: Mapping[str, str], places: Sequence[Path], main: str = "config") -> Iterator[File]:
@@ -51,8 +54,10 @@ def files(choices: Mapping[str, str], places: Sequence[Path], main: str = "confi
     """
     if path := _find("", main, places):
         yield (first := read(path, "", main))
-        for group, name in (defaults_of(first) | dict(choices)).items():
-            yield from _with_bases(group, str(name), places)
+        chosen = defaults_of(first) | dict(choices)
+        for group, name in chosen.items():
+            named = re.sub(r"\$\{(\w+)\}", lambda found: str(chosen.get(found[1])), str(name))
+            yield from _with_bases(group, named, places)
 
 
 def defaults_of(main: File) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import yaml
+from omegaconf import OmegaConf
 from pydantic import create_model
 from sweeping import Ended
 
@@ -43,7 +43,7 @@ def at_once() -> float:
     return max(0.6, 2.4 * timed([sys.executable, "-c", "import hydra"])[1])
 
 
-def timed(words: list[str], **options: Any) -> tuple[subprocess.CompletedProcess[str], float]:
+def timed(words: list[str], enough: float = 0.6, **options: Any) -> tuple[subprocess.CompletedProcess[str], float]:
     """A process that has ended, and the least CPU time of three tries in seconds, as other tests share the cores."""
     tries = []
     for _ in range(3):
@@ -51,7 +51,7 @@ def timed(words: list[str], **options: Any) -> tuple[subprocess.CompletedProcess
         ended = subprocess.run(words, capture_output=True, text=True, check=False, **options)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         tries.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if tries[-1] < 0.6:
+        if tries[-1] < enough:
             break
     return ended, min(tries)
 
@@ -115,7 +115,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("optimizer=sgd optimizer.", {f"optimizer.{key}=" for key in ("lr", "momentum", "weight_decay", "nesterov")}),
         ("algo=dqn algo.eps", {f"algo.epsilon_{key}=" for key in ("schedule", "min", "fraction", "decay", "mu")}),
         ("replay=prioritized replay.beta", {"replay.beta=", "replay.beta_end="}),
-        ("optimizer.lr=", {"optimizer.lr=3e-4"}),
+        ("optimizer.lr=", {"optimizer.lr=1e-3"}),  # tuned/sac_Pendulum-v1
+        ("tuned=none optimizer.lr=", {"optimizer.lr=3e-4"}),
         ("+optimizer.l", {"+optimizer.lr="}),
         ("--config-dir mine algo=m", {"algo=my_dqn"}),
         ("--config-dir mine algo=my_dqn algo.so", {"algo.something_new="}),
@@ -183,8 +184,8 @@ def test_printing_the_completion_into_a_closed_pipe_is_no_mistake(place: Path) -
 
 def yaml_of(lines: list[str]) -> Any:
     """The config that a help shows, which is YAML."""
-    help_text = "\n".join(lines)
-    return yaml.safe_load(help_text.partition("Set any value below")[2].partition("\n")[2].rpartition("\n--cfg")[0])
+    text = "\n".join(lines).partition("Set any value below")[2].partition("\n")[2].rpartition("\n--cfg")[0]
+    return OmegaConf.to_container(OmegaConf.create(text))  # which reads 3e-4 as Hydra does
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_help_shows_every_key_its_value_and_its_comment(shown: Shown, words: lis
     lines = shown("--help", *words)
     config = yaml_of(lines)
     if "-m" not in words:
-        composed = yaml.safe_load("\n".join(shown("--cfg", "job", *words)))
+        composed = OmegaConf.to_container(OmegaConf.create("\n".join(shown("--cfg", "job", *words))))
         assert {key: config[key] for key in composed} == composed
     said = 0
     choices = dict(word.split("=") for word in words if "=" in word and "." not in word)
@@ -309,7 +310,7 @@ def test_a_source_is_read_and_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_answers_come_at_once_and_without_torch(
     place: Path, words: str, expected: str, bars: int, at_once: float
 ) -> None:
-    ended, seconds = timed([SCRIPT, *words.split()])
+    ended, seconds = timed([SCRIPT, *words.split()], bars * at_once)
     assert expected in ended.stdout
     assert seconds < bars * at_once
     environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
