@@ -74,10 +74,13 @@ def compose_and_run(words: list[str]) -> None:
     from hydra._internal.hydra import Hydra
 
     from rl_runner.config.compose import CONFIGS, REFUSALS, train_job
+    from rl_runner.config.problems import unknown_option
+    from rl_runner.config.words import opened
 
+    words = [opened(word) for word in words]
     arguments, unknown = hydra_parser().parse_known_args(words)
     if unknown:
-        raise UserError(f"no such option: {' '.join(unknown)}; see rl-runner --help")
+        raise UserError("\n".join(map(unknown_option, unknown)))
     sys.argv[1:] = words
     Hydra.app_help = show  # type: ignore[assignment, method-assign]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them, so that they can be explained

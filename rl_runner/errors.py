@@ -5,12 +5,32 @@ import sys
 import traceback
 from typing import NoReturn
 
+_hidden: dict[str, str] = {}
+SHORTEST_SECRET = 4  # characters; hiding a number such as 1 would only spoil messages
 
-class UserError(Exception):
+
+def hide(value: str, written: str) -> None:
+    """From now on messages hold what was written in the place of a value of the process environment."""
+    for shown in (value, " ".join(value.split()), repr(value)[1:-1]):
+        if len(shown) >= SHORTEST_SECRET:
+            _hidden[shown] = written
+
+
+class Told(Exception):  # noqa: N818 - it names an outcome, not a mistake in the code
+    """Ends in its message alone, without a traceback."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        for value, written in _hidden.items():
+            message = message.replace(value, written)
+        return message
+
+
+class UserError(Told):
     """Something the user can put right; its lines say how. Exit code 2, nothing written."""
 
 
-class RunFailed(Exception):  # noqa: N818 - it names an outcome, not a mistake in the code
+class RunFailed(Told):
     """Training cannot go on (a NaN, a broken environment); the message names the culprit. Exit code 1."""
 
 

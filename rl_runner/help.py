@@ -80,15 +80,15 @@ def described(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[Texts, T
     from pydantic import create_model
 
     from rl_runner.config.schema import EnvConfig, RunLevel
-    from rl_runner.config.targets import WIRED, Strict
+    from rl_runner.config.targets import ROLES, Strict
 
     models: dict[str, Any] = {"": RunLevel, "env.": EnvConfig}
     docs: Texts = {}
     hydra = {f"hydra.{name}": group for name, group in values.get("hydra", {}).items()}
-    for name, group in ({name: values.get(name) for name in WIRED} | hydra).items():
+    for name, group in ({name: values.get(name) for name in ROLES} | hydra).items():
         target = str(group.get("_target_")) if isinstance(group, dict) else ""
         if found := constructor(KEYS_OF.get(target, target)):
-            fields: Any = {key: (kind, ...) for key, kind in found.annotations.items() if key not in WIRED[name]}
+            fields: Any = {key: (kind, ...) for key, kind in found.annotations.items() if key not in ROLES[name].wired}
             models[f"{name}."] = create_model(name, __base__=Strict, **fields)
             if name.replace(".", "/") in typed:
                 docs[name] = MARKUP.split(found.doc)[0].strip()

@@ -35,7 +35,9 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     """Construct every part of a run; nothing else decides what it consists of."""
     envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
     agent, wired = build_agent(config, envs.spec)
-    replay = wire(factory(config.replay, config.plugins), wired | {"gamma": agent.gamma, "directory": directory})
+    replay = wire(
+        factory("replay", config.replay, config.plugins), wired | {"gamma": agent.gamma, "directory": directory}
+    )
     evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
     return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
 
@@ -48,10 +50,10 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
         "total_steps": config.total_steps,
         "seed": config.seed,
         "device": resolve_device(config.device),
-        "network": factory(config.network, config.plugins),
-        "optimizer": factory(config.optimizer, config.plugins),
+        "network": factory("network", config.network, config.plugins),
+        "optimizer": factory("optimizer", config.optimizer, config.plugins),
     }
-    return wire(factory(config.algo, config.plugins), wired), wired
+    return wire(factory("algo", config.algo, config.plugins), wired), wired
 
 
 def wire(make: functools.partial[Any], available: dict[str, Any]) -> Any:

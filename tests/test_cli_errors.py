@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from rl_runner.__main__ import main
+from rl_runner.config.problems import ELSEWHERE, flat_keys
+from rl_runner.config.schema import save_config
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 NO_ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is not None, reason="the extra is installed")
+
+
+UNTUNED = "; or, if tuned/sac_Pendulum-v1 sets it, tuned=none"
 
 
 class Ended(NamedTuple):
@@ -166,11 +173,54 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ],
         ),
         ("seed=0,1", ["seed=0,1: several values: add -m to sweep over them, or write seed=[0,1] for a list"]),
-        ("env.kwargs.g=3", ["env.kwargs.g: to pass a new argument to the environment write +env.kwargs.g=3"]),
+        ("env.kwrgs.g=3", ["env.kwrgs: no such key; did you mean env.kwargs?"]),
+        ("env.kwargs=3", ["env.kwargs=3: must be a valid dictionary"]),
+        ("optimizer={lrr:1e-2}", ["optimizer.lrr: no such key; did you mean optimizer.lr?" + UNTUNED]),
+        ("optimizer.amsgrd=true", ["optimizer.amsgrd: no such key; did you mean optimizer.amsgrad?"]),
+        ("algo.lr=1e-3", ["algo.lr: no such key; did you mean optimizer.lr?"]),
+        ("algo.gamma.x=3", ["algo.gamma={'x': 3}: must be a valid number"]),
+        ("+seed=3", ["+seed=3: there is one already, so write seed=3"]),
+        ("~algo.tua", ["algo.tua: no such key; did you mean algo.tau?"]),
+        ("seed=range(1,3)", ["seed=range(1,3): several values: add -m to sweep over them"]),
+        ("-m seed=range(3,1)", ["seed=range(3,1): matches nothing, so there would be no job"]),
+        ("-m algo=glob(x*)", ["algo=glob(x*): matches nothing, so there would be no job"]),
+        ("-m seed=glob(*)", ["seed=glob(*): matches nothing, so there would be no job"]),
+        (
+            "-m algo=glob([d]*) env=CartPole-v1",
+            ["algo=glob([d]*): the pattern is not understood; quote it, as in \"algo=glob('[a-c]*')\""],
+        ),
+        (
+            "-m algo=glob(*,exclude=[q*,dqn,ddqn]) env=CartPole-v1",
+            [
+                f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn"
+                for algo in ("DDPG", "SAC", "TD3")
+            ],
+        ),
+        (
+            "-m hydra/sweeper=basic seed=0,1",
+            ["hydra/sweeper=basic: a sweep is planned by hydra/sweeper=grid or optuna"],
+        ),
+        *(
+            (f"optimizer.{key}=true", [f"optimizer.{key}=true: does nothing here; leave it out"])
+            for key in ("fused", "capturable", "differentiable")
+        ),
+        ("learning_rate=1e-3", ["learning_rate: no such key; here it is optimizer.lr"]),
+        (
+            "algo=q_learning env=Taxi-v4 learning_rate=1",
+            ["learning_rate: no such key; did you mean algo.learning_rate?"],
+        ),
+        ("policy_kwargs.net_arch=[64,64]", ["policy_kwargs: no such key; here it is network.hidden"]),
+        ("algo.ent_coef=auto", ["algo.ent_coef: no such key; here it is algo.alpha"]),
+        (
+            "target_update_interval=9",
+            ["target_update_interval: no such key; here it is algo.target_every, which this algo does not have"],
+        ),
+        ("env_id=CartPole-v1", ["env_id: no such key; here it is env"]),
+        ("--total-timesteps=9", ["no such option: --total-timesteps=9; here it is total_steps=VALUE"]),
         ("total_steps=${nothing}", ["total_steps: Interpolation key 'nothing' not found"]),
         (
             "algo._target_=os.system",
-            ["algo._target_=os.system: only rl_runner, torch.optim, torch.nn and plugins=[...] may be named"],
+            ["algo._target_=os.system: only classes of rl_runner.algos that fit algo, and plugins=[...] may be named"],
         ),
         ("hydra.run.dri=x", ["hydra.run.dri: no such key; did you mean hydra.run.dir?"]),
         pytest.param("device=cuda", ["device=cuda: no CUDA device here; use device=cpu or auto"], marks=NO_CUDA),
@@ -200,6 +250,106 @@ def rl_runner(tmp_path, monkeypatch, capsys):
 )
 def test_mistake_gets_its_line(rl_runner, words, expected):
     assert rl_runner(*words.split()) == Ended(2, expected, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        ("optimizer=glob(*)", ["adam", "adamw", "rmsprop", "sgd"]),
+        ("algo=glob('d[q]n') env=CartPole-v1", ["dqn"]),
+        ("algo=glob([td*,sac],exclude=s*)", ["td3"]),
+        ("env=glob(CartPole*) algo=dqn", ["CartPole-v0", "CartPole-v1"]),
+        ("env.kwargs.g=8,9", ["8", "9"]),
+        ("+env.kwargs.g=8,9", ["8", "9"]),
+        ("env.kwargs={g:8},{g:9}", ["{g:8}", "{g:9}"]),
+    ],
+)
+def test_a_sweep_takes_what_hydra_takes(rl_runner, monkeypatch, words, jobs):
+    swept = []
+    monkeypatch.setattr("rl_runner.sweep.conduct.sweep", lambda jobs, *_: swept.extend(jobs))
+    assert rl_runner("-m", *words.split(), "tuned=none") == Ended(0, [], [])
+    key = words.lstrip("+").partition("=")[0]
+    assert [job[0] for job in swept] == [f"{key}={value}" for value in jobs]
+
+
+def test_too_many_environments_for_a_glob_are_named_before_they_are_made(rl_runner, monkeypatch):
+    monkeypatch.setattr("rl_runner.config.env_ids.known_ids", lambda: [f"Made-v{i}" for i in range(1_000)])
+    ended = rl_runner("-m", "algo=dqn", "env=glob(*)")
+    assert (ended.code, ended.files) == (2, [])
+    assert re.fullmatch(r"env=glob\(\*\): matches 1,0\d\d environments; name fewer", "\n".join(ended.lines))
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["env.kwargs.g=9.0", "+env.kwargs.g=9.0", "++env.kwargs.g=9.0", "env.kwargs={g:9.0}", "+env.kwargs={g:9.0}"],
+)
+def test_an_argument_of_the_environment_needs_no_plus(rl_runner, tmp_path, words):
+    shorter = ["total_steps=20", "learning_starts=20", "eval_every=0", "final_eval_episodes=1", "hydra.run.dir=run"]
+    assert rl_runner(words, *shorter).code == 0
+    saved = (tmp_path / "run/config.yaml").read_text()
+    assert yaml.safe_load(saved)["env"]["kwargs"] == {"g": 9.0}
+    first = shlex.split(saved.splitlines()[0])[2]
+    assert first == words.lstrip("+")
+    for command, code in ((["eval", "run", "env.kwargs.g=8"], 0), (["eval", "run", "+env.kwargs={h: 1}"], 2)):
+        assert rl_runner(*command).code == code
+
+
+def test_keys_that_adam_has_and_its_file_has_not_need_no_plus(rl_runner):
+    assert rl_runner("optimizer.amsgrad=true", "optimizer.foreach=true", "dry_run=true") == Ended(0, [], [])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "line"),
+    [
+        ("NAdam ~optimizer.weight_decay optimizer.differentiable=true", "optimizer.differentiable=true: does nothing"),
+        ("Adagrad ~optimizer.betas optimizer.fused=true optimizer.foreach=true", "optimizer: `fused` and `foreach`"),
+        ("LBFGS", "optimizer._target_=torch.optim.LBFGS: only classes"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_is_refused(rl_runner, optimizer, line):
+    ended = rl_runner(*f"tuned=none optimizer._target_=torch.optim.{optimizer}".split())
+    assert (ended.code, ended.files, len(ended.lines)) == (2, [], 1)
+    assert ended.lines[0].startswith(line)
+
+
+def test_words_of_other_libraries_name_keys_that_exist(configure):
+    exist = set()
+    for algo in ("dqn", "ddpg", "td3", "sac"):
+        config = configure(f"algo={algo}", f"env={'CartPole-v1' if algo == 'dqn' else 'Pendulum-v1'}", "tuned=none")
+        exist |= set(flat_keys(config.model_dump()))
+    named = {ours.split()[0] for ours in ELSEWHERE.values()}
+    assert named <= exist
+    assert not set(ELSEWHERE) & exist
+
+
+def test_what_is_no_run_says_what_it_is(rl_runner, tmp_path):
+    for name in ("sweep/seed=0,a/config.yaml", "sweep/sweep.json", "search/sweep.json", "folder/run/config.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for command in ("eval", "export"):
+        for place, line in [
+            ("sweep", "sweep is a sweep: name one of its 1 runs, such as sweep/seed=0,a"),
+            ("search", "search is a sweep: name one of its 0 runs"),
+            ("folder", "folder holds no run: there is no config.yaml in it; did you mean folder/run?"),
+        ]:
+            assert rl_runner(command, place)[:2] == (2, [line])
+    assert rl_runner("resume", "search")[:2] == (2, ["to go on with search, repeat its command: rl-runner -m ..."])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("network=dueling", "network=dueling: a saved run keeps its network but for single keys; start a new run"),
+        ("env=CartPole-v1", "env=CartPole-v1: a saved run keeps its env but for single keys; start a new run"),
+        ("seed=1,2", "seed=1,2: a saved run takes key=value, one value each"),
+        ("~algo.tau", "~algo.tau: a saved run takes key=value, one value each"),
+        ("learning_rate=3", "learning_rate: no such key; here it is optimizer.lr"),
+        ("+sed=3", "sed: no such key; did you mean seed?"),
+    ],
+)
+def test_overrides_of_a_saved_run_that_it_cannot_take(rl_runner, configure, tmp_path, words, line):
+    save_config(configure(), tmp_path / "config.yaml")
+    assert rl_runner("eval", ".", words)[:2] == (2, [line])
 
 
 def test_a_replay_that_does_not_fit_in_memory_names_a_capacity_that_would(rl_runner):

@@ -14,6 +14,7 @@ from rl_runner.config.problems import closest
 from rl_runner.config.schema import factory, load_config, save_config
 from rl_runner.config.targets import read_group, resolve
 from rl_runner.errors import UserError
+from rl_runner.protocols import Agent
 
 TUNED = sorted(path.stem for path in (CONFIGS / "tuned").glob("*_*-v*.yaml"))
 
@@ -38,7 +39,7 @@ def test_every_file_of_a_group_composes_and_its_keys_fit_its_constructor(configu
     config = configure(*words)
     assert config.chosen[group] == name
     if group != "env":
-        constructor = factory(getattr(config, group))
+        constructor = factory(group, getattr(config, group))
         assert constructor.func.__name__ == getattr(config, group)["_target_"].rpartition(".")[2]
 
 
@@ -95,7 +96,7 @@ def test_config_cannot_be_changed(configure):
 def test_factory_leaves_what_the_runner_wires_to_the_caller(configure):
     config = configure("optimizer=sgd", "optimizer.lr=0.25", "optimizer.momentum=0.5", "tuned=none")
     parameter = torch.zeros(3, requires_grad=True)
-    optimizer = factory(config.optimizer)(params=[parameter])
+    optimizer = factory("optimizer", config.optimizer)(params=[parameter])
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert optimizer.param_groups[0]["momentum"] == 0.5
@@ -119,19 +120,19 @@ def test_factory_leaves_what_the_runner_wires_to_the_caller(configure):
 )
 def test_target_outside_the_allow_list_is_refused(target):
     with pytest.raises(UserError, match=r"may be named|no such class"):
-        resolve(target)
+        resolve("algo", target)
 
 
 def test_refusing_a_target_imports_nothing(tmp_path, monkeypatch):
     (tmp_path / "trap_package.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="may be named"):
-        resolve("trap_package.Agent")
+        resolve("algo", "trap_package.Agent")
     with pytest.raises(SystemExit, match="imported"):
-        resolve("trap_package.Agent", plugins=["trap_package"])
+        resolve("algo", "trap_package.Agent", plugins=["trap_package"])
 
 
-class Sized:
+class Sized(Agent):
     """An agent of somebody else."""
 
     def __init__(self, *, spec: object, size: PositiveInt, shape: list[int] | None = None, anything=3):

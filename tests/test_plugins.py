@@ -143,7 +143,7 @@ def test_its_yaml_wins_over_an_id_of_the_same_name(package):
         ("plugins=[somebodys_rl] algo=greedy env=Pendulum-v1", "Greedy needs discrete actions, Pendulum-v1 has"),
         (
             "algo=greedy env=CartPole-v1",
-            "algo._target_=somebodys_rl.Greedy: only rl_runner, torch.optim, torch.nn and plugins=[...] may",
+            "algo._target_=somebodys_rl.Greedy: only classes of rl_runner.algos that fit algo, and plugins=[...] may",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_runner.config.problems import unknown_choice
+from rl_runner.config.words import as_typed
 from rl_runner.errors import UserError, tell
 from rl_runner.notes import CONFIGS as CONFIGS
 from rl_runner.rundir import attempts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
+SWEEPERS = tuple(f"hydra_plugins.rl_runner.sweeper.{name}" for name in ("GridSweeper", "OptunaSweeper"))
 CHOICES = ("algo", "env", "network", "optimizer", "replay", "tuned")
 
 
@@ -43,6 +45,11 @@ def train_job(composed: DictConfig) -> Any:
 
 class BeforeRun(Callback):
     """Validates a run before Hydra makes its directory; a dry run ends here."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.sweeper._target_ not in SWEEPERS:
+            chosen = f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}"
+            raise SystemExit(tell(UserError(f"{chosen}: a sweep is planned by hydra/sweeper=grid or optuna")))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -72,7 +79,8 @@ def validate_composed(composed: DictConfig, unknown: Collection[str] = ()) -> "C
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     parsed = parse_composed(own, composed.hydra)
     targets = {group: target for group, target in parsed.targets.items() if group not in unknown}
-    return validate(parsed._replace(targets=targets), Path.cwd())
+    env = None if "env" in unknown else parsed.env
+    return validate(parsed._replace(targets=targets, env=env), Path.cwd())
 
 
 def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
@@ -84,8 +92,8 @@ def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
     tuned, known = chosen.pop("tuned", "none"), _known("tuned", hydra)
     if tuned in known and tuned != "none":
         chosen["tuned"] = tuned
-    overrides = OmegaConf.to_container(hydra.overrides.task)  # unresolved: a secret may be interpolated
-    assert isinstance(overrides, list)
+    unresolved: Any = OmegaConf.to_container(hydra.overrides.task)  # a secret may be interpolated
+    overrides = [as_typed(word) for word in unresolved]
     parsed = parse(values, chosen, written, overrides)
     problems = list(parsed.problems)
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -112,7 +120,8 @@ def _tuned_for_another(env_id: str, chosen: Mapping[str, str], known: Collection
 def _or_untuned(line: str, tuned: str, typed: Collection[str]) -> str:
     """A key that the user did not type may come from the tuned file, which knows only the shipped classes."""
     key, _, complaint = line.partition(": ")
-    untyped = complaint.startswith("no such key") and key not in typed
+    named = any(f"{word}.".startswith(f"{key}.") for word in typed)
+    untyped = complaint.startswith("no such key") and not named
     return f"{line}; or, if tuned/{tuned} sets it, tuned=none" if untyped else line
 
 

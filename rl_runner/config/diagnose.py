@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rl_runner.config.compose import CHOICES, CONFIGS, REFUSALS, validate_composed
 from rl_runner.config.problems import flat_keys, override_problem
 from rl_runner.config.schema import Config
+from rl_runner.config.words import as_typed, opened
 from rl_runner.errors import UserError
 
 SEARCH = "hydra/sweeper=optuna"
@@ -28,13 +29,13 @@ def explain(arguments: Namespace, error: Exception) -> UserError:
         return UserError(f"--config-dir {arguments.config_dir}: no such directory")
 
     def load(job: Sequence[str]) -> DictConfig:
-        return compose(arguments.config_name or "config", list(job), return_hydra_config=True)
+        return compose(arguments.config_name or "config", list(map(opened, job)), return_hydra_config=True)
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         if arguments.config_dir:
             _add_config_dir(Path(arguments.config_dir))
-        jobs, problems = jobs_of(arguments.overrides) if arguments.multirun else ([arguments.overrides], [])
-        problems += [line for job in jobs for line in problems_of(load, job)]
+        jobs, refused = jobs_of(arguments.overrides) if arguments.multirun else ([arguments.overrides], {})
+        problems = [*refused.values(), *(line for job in jobs for line in problems_of(load, job, refused))]
     return UserError("\n".join(dict.fromkeys(problems)) or " ".join(str(error).split()))
 
 
@@ -52,8 +53,11 @@ def validate_jobs(load: Compose, jobs: Iterable[Sequence[str]]) -> list[Config]:
     return configs
 
 
-def problems_of(load: Compose, overrides: Sequence[str]) -> list[str]:
-    """One line for each override that Hydra refuses, and for each problem of what the others compose to."""
+def problems_of(load: Compose, overrides: Sequence[str], unknown: Iterable[str] = ()) -> list[str]:
+    """One line for each override that Hydra refuses, and for each problem of what the others compose to.
+
+    `unknown`: keys that were refused before.
+    """
     problems: list[str] = []
     refused: set[str] = set()
     try:
@@ -61,25 +65,26 @@ def problems_of(load: Compose, overrides: Sequence[str]) -> list[str]:
     except REFUSALS:
         composed, problems, refused = _compose_what_can_be(load, overrides)
     try:
-        validate_composed(composed, refused)
+        validate_composed(composed, refused.union(unknown))
     except UserError as error:
         problems += str(error).splitlines()
     return problems
 
 
-def jobs_of(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """The jobs of a sweep, and one line for each override that cannot be swept; intervals of a search are left out."""
+def jobs_of(overrides: Sequence[str]) -> tuple[list[list[str]], dict[str, str]]:
+    """The jobs of a sweep, and one line for each key that cannot be swept; intervals of a search are left out."""
     from hydra_plugins.rl_runner.sweeper import grid
 
-    parsed, problems = [], []
+    parsed, problems = [], {}
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     for override in overrides:
         try:
-            (one,) = OverridesParser.create().parse_overrides([override])
+            (one,) = parser.parse_overrides([as_typed(override)])
             if SEARCH not in overrides or not one.is_sweep_override() or one.is_discrete_sweep():
                 grid([one])
                 parsed.append(one)
         except HydraException as error:
-            problems.append(override_problem(override, error, known=[]))
+            problems[override.lstrip("+~").partition("=")[0]] = override_problem(override, error, known=[])
     return grid(parsed), problems
 
 

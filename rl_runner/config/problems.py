@@ -6,9 +6,62 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError
 
+from rl_runner.config.words import as_typed
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+
+
+# Words of Stable-Baselines3, CleanRL and Spinning Up, and what they are called here.
+ELSEWHERE = {
+    "ac_kwargs": "network.hidden",
+    "act_noise": "algo.noise_scale",
+    "action_noise": "algo.noise_scale",
+    "activation_fn": "network.activation",
+    "autotune": "algo.alpha",
+    "buffer_size": "replay.capacity",
+    "cuda": "device",
+    "end_e": "algo.epsilon_min",
+    "ent_coef": "algo.alpha",
+    "env_id": "env",
+    "env_kwargs": "env.kwargs",
+    "eval_freq": "eval_every",
+    "exploration_final_eps": "algo.epsilon_min",
+    "exploration_fraction": "algo.epsilon_fraction",
+    "exploration_initial_eps": "algo.epsilon_schedule (epsilon always starts at 1)",
+    "exploration_noise": "algo.noise_scale",
+    "gradient_steps": "updates",
+    "hidden_sizes": "network.hidden",
+    "learning_rate": "optimizer.lr",
+    "log_interval": "log_every",
+    "max_ep_len": "env.max_episode_steps",
+    "n_envs": "num_envs",
+    "n_eval_episodes": "eval_episodes",
+    "n_steps": "replay.n_step",
+    "n_timesteps": "total_steps",
+    "net_arch": "network.hidden",
+    "optimize_memory_usage": "replay.deduplicate",
+    "pi_lr": "algo.actor_lr",
+    "policy": "network",
+    "policy_frequency": "algo.policy_delay",
+    "policy_kwargs": "network.hidden",
+    "policy_lr": "algo.actor_lr",
+    "polyak": "algo.tau",
+    "q_lr": "optimizer.lr",
+    "replay_size": "replay.capacity",
+    "start_e": "algo.epsilon_schedule (epsilon always starts at 1)",
+    "start_steps": "learning_starts",
+    "target_network_frequency": "algo.target_every",
+    "target_noise": "algo.policy_noise",
+    "target_noise_clip": "algo.noise_clip",
+    "target_policy_noise": "algo.policy_noise",
+    "target_update_interval": "algo.target_every",
+    "total_timesteps": "total_steps",
+    "train_freq": "update_every",
+    "train_frequency": "update_every",
+    "update_after": "learning_starts",
+}
 
 
 def closest(word: str, candidates: Iterable[str]) -> str | None:
@@ -30,12 +83,25 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     parent, _, last = key.rpartition(".")
     siblings = {_last_part(name): name for name in names if name.rpartition(".")[0] == parent}
     everywhere = {_last_part(name): name for name in reversed(names)}
+    if last not in everywhere and (
+        ours := next((ELSEWHERE[part] for part in key.split(".") if part in ELSEWHERE), None)
+    ):
+        group = f"{ours.partition('.')[0]}."
+        lacks = ours.split()[0] not in names and any(name.startswith(group) for name in names)
+        return f"{key}: no such key; here it is {ours}" + (f", which this {group[:-1]} does not have" if lacks else "")
     match = (
-        siblings.get(closest(last, siblings) or "")
-        or everywhere.get(last)
+        everywhere.get(last)
+        or siblings.get(closest(last, siblings) or "")
         or everywhere.get(closest(last, everywhere) or "")
     )
     return f"{key}: no such key" + (f"; did you mean {match}?" if match else "; --cfg job shows all keys")
+
+
+def unknown_option(option: str) -> str:
+    """The line for an option, which may be a key, ours or of another library, in the way of other programs."""
+    key = option.lstrip("-").partition("=")[0].replace("-", "_")
+    ours = ELSEWHERE.get(key)
+    return f"no such option: {option}; " + (f"here it is {ours.split()[0]}=VALUE" if ours else "see rl-runner --help")
 
 
 def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
@@ -52,7 +118,8 @@ def value_problems(error: "ValidationError", known: Iterable[str], prefix: str =
         # What follows the first part of a location is an index, or the branch of a union.
         by_key.setdefault(f"{prefix}{detail['loc'][0]}", []).append(detail)
     missing = [key for key, details in by_key.items() if details[0]["type"] == "missing"]
-    lines = [_line(key, details, names) for key, details in by_key.items() if key not in missing]
+    misspelt_first = sorted(by_key.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
+    lines = [_line(key, details, names) for key, details in misspelt_first if key not in missing]
     return [*lines, *_missing(missing, prefix.rstrip("."))]
 
 
@@ -61,23 +128,29 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
     from hydra.errors import MissingConfigException, OverrideParseException  # the completion does not wait for these
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+    override = as_typed(override)
     key, _, value = override.lstrip("+~").partition("=")
     first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
     match error:
         case OverrideParseException() if "=" not in override:
             return f"{override}: not understood; a setting is key=value, --help shows the commands"
+        case OverrideParseException() if value.startswith("glob("):
+            return f"{override}: the pattern is not understood; quote it, as in \"{key}=glob('[a-c]*')\""
         case OverrideParseException():
             return f"{override}: the value is not understood; close its brackets, or quote it: {key}=\\'value\\'"
         case MissingConfigException(options=options) if options:
             return unknown_choice(key, value, options)
     if isinstance(error.__cause__ or error, (ConfigAttributeError, ConfigKeyError)):
-        if key.startswith("env.kwargs."):
-            return f"{key}: to pass a new argument to the environment write +{override}"
+        return unknown_key(key, known)
+    if first.startswith("Could not append"):
+        return f"{override}: there is one already, so write {key}={value}"
+    if first.startswith("Could not delete") and "does not exist" in first:
         return unknown_key(key, known)
     if first.startswith("Sweep parameters") and "interval(" in value:
         return f"{override}: an interval: add -m hydra/sweeper=optuna to search it"
     if first.startswith(("Ambiguous value", "Sweep parameters")):
-        or_list = "" if any(name.startswith(f"{key}.") for name in known) else f", or write {key}=[{value}] for a list"
+        is_group = any(name.startswith(f"{key}.") for name in known)
+        or_list = "" if is_group or first.startswith("Sweep") else f", or write {key}=[{value}] for a list"
         return f"{override}: several values: add -m to sweep over them{or_list}"
     return f"{override}: {' '.join(str(error).split()) if isinstance(error, YAMLError) else first}"
 

@@ -2,27 +2,23 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 
-from rl_runner.config.problems import flat_keys, override_problem, value_problems
-from rl_runner.config.targets import Strict, factory, import_plugins, read_group
+from rl_runner.config.interpolation import Written, plain, reaching_out
+from rl_runner.config.problems import value_problems
+from rl_runner.config.saved import override, read
+from rl_runner.config.targets import GROUPS, Strict, factory, import_plugins, read_group, within
+from rl_runner.config.words import spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import durable
-from rl_runner.rundir import COMMAND, SWEEP, command_line_of
+from rl_runner.rundir import COMMAND
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
-
-GROUPS = ("algo", "network", "optimizer", "replay")
-Written = dict[tuple[Any, ...], str]
 
 
 def matching(pattern: str, meaning: str) -> AfterValidator:
@@ -105,18 +101,23 @@ def parse(
     raw: Mapping[str, Any], chosen: Mapping[str, str], written: Written, command_line: Sequence[str] = ()
 ) -> Parsed:
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
-    in_groups = {name: raw[name] for name in ("env", *GROUPS) if name in raw}
-    run_level = {key: value for key, value in raw.items() if key not in in_groups}
-    problems = _problems(RunLevel, run_level, known=[*RunLevel.model_fields, *flat_keys(in_groups)])
+    run_level = {key: value for key, value in raw.items() if key not in ("env", *GROUPS)}
     plugins = _strings(raw.get("plugins"))
-    problems += import_plugins(plugins)
-
-    env_problems = _problems(EnvConfig, raw.get("env"), [f"env.{key}" for key in EnvConfig.model_fields], "env.")
-    problems += env_problems
-    env = None if env_problems else EnvConfig.model_validate(raw["env"])
-
+    plugin_problems = import_plugins(plugins)
     groups = {name: read_group(name, raw.get(name), plugins) for name in GROUPS}
-    problems += [line for group in groups.values() for line in group.problems]
+    env_keys = [f"env.{key}" for key in EnvConfig.model_fields]
+    known = [
+        *RunLevel.model_fields,
+        "env",
+        *env_keys,
+        *GROUPS,
+        *(key for group in groups.values() for key in group.keys),
+    ]
+    env_problems = _problems(EnvConfig, raw.get("env"), known, "env.")
+    env = None if env_problems else EnvConfig.model_validate(raw["env"])
+    problems = _problems(RunLevel, run_level, known) + plugin_problems + env_problems
+    for name, group in groups.items():
+        problems += group.problems and read_group(name, raw.get(name), plugins, known).problems
     targets = {name: group.target for name, group in groups.items() if group.target}
     if problems:
         return Parsed(None, env, targets, problems)
@@ -125,16 +126,6 @@ def parse(
     config._written.update(written)
     config._command_line.extend(command_line)
     return Parsed(config, env, targets, problems)
-
-
-def plain(config: DictConfig) -> tuple[dict[str, Any], Written]:
-    """The resolved values, and the text of those that came from the process environment."""
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}, dict(_from_environment(OmegaConf.to_container(config)))
 
 
 def written_values(config: Config) -> dict[str, Any]:
@@ -159,23 +150,42 @@ def save_config(config: Config, path: Path) -> None:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a saved run, changed by `key=value` overrides; UserError if it is not sound.
 
-    The file may come from a stranger: packages that it names are imported only if the overrides name them as well.
+    The file may come from a stranger: what it would import, or read from outside of itself, the overrides must name.
     """
-    saved, command_line = _read(path)
-    packages = _packages(saved)
-    trusted = _override(saved, overrides)
-    if unknown := ",".join(name for name in packages if name not in trusted):
-        raise UserError(f"{path} would import {unknown}: if you trust it, add plugins=[{unknown}]")
+    saved, command_line = read(path)
+    typed = override(saved, overrides)
+    problems = [
+        f"{path} would read more than itself: if you trust it, add {shlex.quote(' '.join(spelt(place, text).split()))}"
+        for place, text in reaching_out(saved).items()
+        if not any(tuple(map(str, place))[: len(key)] == key for key in (tuple(key.split(".")) for key in typed))
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
     values, written = plain(saved)
-    config, _, _, problems = parse(values, values.pop("chosen", {}), written, [*command_line, *overrides])
+    trusted = _strings(values.get("plugins")) if "plugins" in typed else []
+    unknown = [name for name in _packages(values, typed) if not within(name, trusted)]
+    if names := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
+        raise UserError(f"{path} would import {names}: if you trust it, add plugins=[{names}]")
+    chosen = values.pop("chosen", {})
+    if not isinstance(chosen, Mapping):
+        raise UserError(f"{path} is not the config of a run")
+    chosen = {str(group): str(name) for group, name in chosen.items()}
+    config, _, _, problems = parse(values, chosen, written, [*command_line, *overrides])
     if config is None:
         raise UserError("\n".join(f"{path}: {line}" for line in problems))
     return config
 
 
+def words_to_trust(config: Config) -> list[str]:
+    """What whoever opens the saved config again has to type: the packages that it imports, and what it reads."""
+    packages = ",".join(dict.fromkeys(_packages(config.model_dump(include={"plugins", "env"}), ())))
+    named = [f"plugins=[{packages}]"] if packages else []
+    return named + [spelt(place, text) for place, text in config._written.items()]
+
+
 def _problems(model: type[Strict], values: Any, known: Sequence[str], prefix: str = "") -> list[str]:
-    if values is None:
-        return [f"{prefix[:-1]}: missing"]
+    if not isinstance(values, Mapping):
+        return [f"{prefix[:-1]}: needs {prefix}id, the name of an environment"]
     try:
         model.model_validate(values)
     except ValidationError as error:
@@ -183,59 +193,11 @@ def _problems(model: type[Strict], values: Any, known: Sequence[str], prefix: st
     return []
 
 
-def _from_environment(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Path and text of every value that interpolates `oc.env`."""
-    if isinstance(values, str) and "${oc.env:" in values:
-        yield path, values
-    elif isinstance(values, (dict, list)):
-        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _from_environment(value, (*path, key))
-
-
-def _read(path: Path) -> tuple[DictConfig, list[str]]:
-    """The content of a saved config, and the command line that stands above it."""
-    try:
-        text = path.read_text("utf-8")
-        saved = OmegaConf.create(yaml.safe_load(text))
-    except FileNotFoundError:
-        raise UserError(_no_run(path.parent, path.name)) from None
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(saved, DictConfig) or not isinstance(saved.get("chosen", {}), Mapping):
-        raise UserError(f"{path} is not the config of a run")
-    return saved, command_line_of(text)
-
-
-def _no_run(directory: Path, name: str) -> str:
-    """What to say of a directory without a run, which may hold some."""
-    inside = min(directory.glob(f"*/{name}"), default=None)
-    if inside is None:
-        return f"{directory} holds no run: there is no {name} in it"
-    kind = "sweep of runs" if (directory / SWEEP).exists() else "folder of runs"
-    return f"{directory} is a {kind}: name one of them, as {inside.parent}"
-
-
-def _packages(saved: DictConfig) -> list[str]:
-    """The packages outside this one that a saved config would import: its plugins, and its environment's module."""
-    module = str(OmegaConf.select(saved, "env.id") or "").rpartition(":")[0]
-    return _strings(saved.get("plugins")) + ([module.partition(".")[0]] if module else [])
-
-
-def _override(saved: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Change the saved config by overrides; the plugins that they name."""
-    OmegaConf.set_struct(saved, True)
-    problems = []
-    for text in overrides:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([text])
-            new = override.is_add() or override.is_force_add()  # such as +env.kwargs.render_mode=human
-            OmegaConf.update(saved, override.key_or_group, override.value(), force_add=new)
-        except (HydraException, OmegaConfBaseException) as error:
-            problems.append(override_problem(text, error, flat_keys(saved)))
-    if problems:
-        raise UserError("\n".join(problems))
-    named = any(text.startswith("plugins=") for text in overrides)
-    return _strings(saved.get("plugins")) if named else []
+def _packages(values: Mapping[str, Any], typed: Collection[str]) -> list[str]:
+    """What a config would import from elsewhere: its plugins, and the module of an environment that nobody typed."""
+    env = values.get("env")
+    module = str(env.get("id")).rpartition(":")[0] if isinstance(env, Mapping) and "env.id" not in typed else ""
+    return _strings(values.get("plugins")) + ([module] if module else [])
 
 
 def _strings(values: Any) -> list[str]:

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
@@ -14,17 +14,44 @@ from pydantic_core.core_schema import ValidationInfo
 from rl_runner.config.problems import value_problems
 from rl_runner.errors import UserError
 
-ALLOWED = ("rl_runner.", "torch.optim.", "torch.nn.")
 
-# Constructor parameters that the runner passes; every other one is a key of the config.
-WIRED = {
-    "algo": {"spec", "network", "optimizer", "seed", "device", "total_steps"},
-    "network": {"n_in", "n_out", "lead", "generator"},
-    "optimizer": {"params"},
-    "replay": {"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"},
-    "hydra.launcher": {"threads"},
-    "hydra.sweeper": {"space", "compose", "directory"},
+class Role(NamedTuple):
+    """What the class that a group names has to be."""
+
+    package: str  # ours, or PyTorch's, in which the class is defined
+    protocol: str  # what it fulfils, or is a subclass of
+    wired: frozenset[str]  # constructor parameters that the runner passes; every other one is a key of the config
+
+
+ROLES = {
+    "algo": Role(
+        "rl_runner.algos",
+        "rl_runner.protocols.Agent",
+        frozenset({"spec", "network", "optimizer", "seed", "device", "total_steps"}),
+    ),
+    "network": Role(
+        "rl_runner.networks",
+        "rl_runner.networks.NetworkFactory",
+        frozenset({"n_in", "n_out", "lead", "generator"}),
+    ),
+    "optimizer": Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"})),
+    "replay": Role(
+        "rl_runner.replay",
+        "rl_runner.protocols.Replay",
+        frozenset({"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"}),
+    ),
+    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engine.Engine", frozenset({"threads"})),
+    "hydra.sweeper": Role(
+        "rl_runner.sweep.search",
+        "rl_runner.sweep.search.Search",
+        frozenset({"space", "compose", "directory"}),
+    ),
 }
+GROUPS = tuple(role for role in ROLES if "." not in role)  # of the config
+# Optimizers that no network here can use: a base class, one for closures, for sparse gradients, for matrices alone.
+UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+# Packages that are nobody's plug-in: naming one would open all that it can do to a config.
+NO_PLUGINS = {"rl_runner", "torch", *sys.stdlib_module_names}
 
 
 class Strict(BaseModel):
@@ -42,24 +69,38 @@ class Strict(BaseModel):
         return value
 
 
-def resolve(target: str, plugins: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class or function that a dotted path names; UserError unless it comes from an allowed package.
+def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class that a dotted path names for a role, or from a plug-in also a function; UserError for any other object.
 
-    The object found is what counts: `torch.nn.parallel.distributed.os.getcwd` begins like an allowed one.
+    The object found is what counts, not how its path begins; nothing is imported but what a path may begin with.
     """
-    allowed = (*ALLOWED, *(f"{name}." for name in plugins))
-    if not str(target).startswith(allowed):
-        raise _not_allowed(target)
-    found = _locate(str(target))
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not f"{found.__module__}.".startswith(allowed):
-        raise _not_allowed(target)
+    package, protocol, _ = ROLES[role]
+    path = str(target)
+    module, _, name = path.rpartition(".")
+    allowed = [package, *plugins]
+    refusal = UserError(f"_target_={path}: only classes of {package} that fit {role}, and plugins=[...] may be named")
+    if not within(module, allowed) or not all(part.isidentifier() for part in path.split(".")):
+        raise refusal
+    found = getattr(_import(module, path), name, None)
+    if found is None:
+        raise _no_such_class(path)
+    home = getattr(found, "__module__", "")
+    is_class = inspect.isclass(found) and not getattr(found, "_is_protocol", False)
+    is_factory = inspect.isfunction(found) and within(home, plugins)
+    # Not the name of something that a module of ours imports, or keeps to itself.
+    is_its_name = within(module, plugins) or (module in (package, home) and "._" not in path)
+    is_unusable = within(home, ["torch.optim"]) and name in UNUSABLE
+    if not ((is_class or is_factory) and is_its_name and within(home, allowed)) or is_unusable:
+        raise refusal
+    if lacking := _lacking(found, protocol):
+        raise UserError(f"_target_={path}: cannot be {role}, for it has no {', no '.join(lacking)}")
     return found
 
 
-def factory(group: Mapping[str, Any], plugins: Sequence[str] = ()) -> functools.partial[Any]:
+def factory(role: str, group: Mapping[str, Any], plugins: Sequence[str] = ()) -> functools.partial[Any]:
     """The group's class with all its keys set; what the runner wires is left to the caller, by keyword."""
     keys = {key: value for key, value in group.items() if not key.startswith("_")}
-    return functools.partial(resolve(group["_target_"], plugins), **keys)
+    return functools.partial(resolve(role, group["_target_"], plugins), **keys)
 
 
 class Group(NamedTuple):
@@ -68,25 +109,26 @@ class Group(NamedTuple):
     target: Callable[..., Any] | None
     values: dict[str, Any]  # in their proper types, `_target_` included
     problems: list[str]
+    keys: Sequence[str] = ()  # all that the target takes, with the group's name
 
 
-def read_group(name: str, group: Any, plugins: Sequence[str]) -> Group:
-    """Check a group's target, and its keys against the target's signature."""
+def read_group(name: str, group: Any, plugins: Sequence[str], known: Sequence[str] = ()) -> Group:
+    """Check a group's target, and its keys against the target's signature; `known`: the keys beside the group."""
     if not isinstance(group, Mapping) or "_target_" not in group:
         return Group(None, {}, [f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help"])
     try:
-        target = resolve(group["_target_"], plugins)
+        target = resolve(name, group["_target_"], plugins)
     except UserError as error:
         return Group(None, {}, [f"{name}.{error}"])
     # Hydra's own marker for what a config here always is.
     keys = {key: value for key, value in group.items() if key not in ("_target_", "_partial_")}
     model = schema(target, name)
+    taken = [f"{name}.{field}" for field in model.model_fields]
     try:
         values = model.model_validate(keys).model_dump(exclude_unset=True)
     except ValidationError as error:
-        known = [f"{name}.{field}" for field in model.model_fields]
-        return Group(target, {}, value_problems(error, known, prefix=f"{name}."))
-    return Group(target, {"_target_": group["_target_"], **values}, [])
+        return Group(target, {}, value_problems(error, [*taken, *known], prefix=f"{name}."), taken)
+    return Group(target, {"_target_": group["_target_"], **values}, [], taken)
 
 
 def schema(target: Callable[..., Any], group: str) -> type[BaseModel]:
@@ -96,7 +138,7 @@ def schema(target: Callable[..., Any], group: str) -> type[BaseModel]:
     for name, parameter in _signature(target).items():
         if parameter.kind is parameter.VAR_KEYWORD:
             open_ended = True
-        elif name not in WIRED[group] and parameter.kind is not parameter.VAR_POSITIONAL:
+        elif name not in ROLES[group].wired and parameter.kind is not parameter.VAR_POSITIONAL:
             annotation = Any if _unknown(parameter.annotation) else parameter.annotation
             fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
     model = create_model(target.__name__, __base__=Strict, **fields)
@@ -112,9 +154,12 @@ def import_plugins(plugins: Sequence[str]) -> list[str]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as with python -m: a package need not be installed
     for name in plugins:
+        if name.partition(".")[0] in NO_PLUGINS:
+            problems.append(f"plugins: {name} is no package of yours; name the one that holds your classes")
+            continue
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problems.append(f"plugins: importing {name} fails ({type(error).__name__}: {error})")
     return problems
 
@@ -134,25 +179,39 @@ def _accepts_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(_accepts_bool(part) for part in get_args(annotation))
 
 
-def _locate(path: str) -> Any:
-    parts = path.split(".")
-    for i in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:i])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name and f"{module}.".startswith(f"{error.name}."):
-                continue
-            raise UserError(f"_target_={path}: {error}") from error
-        except Exception as error:
-            raise UserError(f"_target_={path}: importing {module} fails ({type(error).__name__}: {error})") from error
-        for part in parts[i:]:
-            found = getattr(found, part, None)
-        if found is not None:
-            return found
-        break
-    raise UserError(f"_target_={path}: there is no such class")
+def within(module: str, packages: Iterable[str]) -> bool:
+    """Whether a module is one of the packages, or lies in one."""
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def _not_allowed(target: object) -> UserError:
-    return UserError(f"_target_={target}: only rl_runner, torch.optim, torch.nn and plugins=[...] may be named")
+def _import(module: str, path: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except UserError:  # which extra it needs
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and within(module, [error.name]):
+            raise _no_such_class(path) from error
+        raise UserError(f"_target_={path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"_target_={path}: importing {module} fails ({type(error).__name__}: {error})") from error
+
+
+def _no_such_class(path: str) -> UserError:
+    return UserError(f"_target_={path}: there is no such class")
+
+
+def _lacking(target: Callable[..., Any], path: str) -> list[str]:
+    """What a protocol or a base class asks for that a class, or as far as it can be seen a function, does not have."""
+    module, _, name = path.rpartition(".")
+    protocol = getattr(importlib.import_module(module), name)
+    if call := vars(protocol).get("__call__"):  # it asks for a constructor
+        given, wanted = _signature(target), list(inspect.signature(call).parameters)[1:]
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values())
+        return [name for name in wanted if name not in given and not open_ended]
+    if not inspect.isclass(target):
+        return []
+    if not getattr(protocol, "_is_protocol", False):
+        return [] if issubclass(target, protocol) else [f"base {protocol.__name__}"]
+    methods = [name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")]
+    return [name for name in methods if not callable(getattr(target, name, None))]

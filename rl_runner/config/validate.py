@@ -99,10 +99,19 @@ def _optimizer_problems(config: Config) -> list[str]:
     """What the optimizer itself refuses; PyTorch's signatures know types but no ranges."""
     import torch
 
+    from rl_runner.optim import traceable
+
+    parameter = torch.zeros(1, requires_grad=True)
     try:
-        factory(config.optimizer, config.plugins)(params=[torch.zeros(1, requires_grad=True)])
+        optimizer = factory("optimizer", config.optimizer, config.plugins)(params=[parameter])
+        without_effect = ("fused", "capturable", "differentiable") if traceable(optimizer) else ("differentiable",)
+        if unused := [key for key in without_effect if config.optimizer.get(key)]:
+            return [f"optimizer.{key}=true: does nothing here; leave it out" for key in unused]
+        if not (traceable(optimizer) or config.optimizer.get("capturable")):  # that one wants tensors on a GPU
+            parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # what it needs besides, such as a closure, shows only here
     except Exception as error:
-        return [f"optimizer: {str(error).strip() or type(error).__name__}"]
+        return [f"optimizer: {' '.join(str(error).split()) or type(error).__name__}"]
     return []
 
 
@@ -125,7 +134,7 @@ def _memory_problems(config: Config, targets: Targets, spec: "Spec", directory: 
     replay: Any = targets.get("replay")
     if not hasattr(replay, "nbytes"):
         return []
-    keys = factory(config.replay, config.plugins).keywords
+    keys = factory("replay", config.replay, config.plugins).keywords
     try:
         check_memory(replay, spec, config.num_envs, device=resolve_device(config.device), directory=directory, **keys)
     except UserError as error:

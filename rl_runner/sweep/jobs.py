@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config.schema import Config, save_config
+from rl_runner.config.schema import Config, save_config, words_to_trust
 from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 
 LOG = "log.txt"
@@ -52,10 +52,8 @@ class Job:
 
     def command(self) -> list[str]:
         """What runs the job, or goes on with it, wherever its directory can be seen."""
-        env_module = self.config.env.id.rpartition(":")[0].partition(".")[0]
-        packages = [*self.config.plugins, *([env_module] if env_module else [])]
-        trusted = [f"plugins=[{','.join(dict.fromkeys(packages))}]"] if packages else []
-        return [sys.executable, "-m", "rl_runner", "resume", str(self.directory.absolute()), *trusted]
+        place = str(self.directory.absolute())
+        return [sys.executable, "-m", "rl_runner", "resume", place, *words_to_trust(self.config)]
 
     def last_line(self) -> str:
         """The last line that the job has printed."""

@@ -55,7 +55,7 @@ def _updates(config: Config) -> int:
 def _megabytes(config: Config) -> float:
     """What the replay will hold when it is full."""
     keys = {key: value for key, value in config.replay.items() if key != "_target_"}
-    replay: Any = resolve(config.replay["_target_"], config.plugins)
+    replay: Any = resolve("replay", config.replay["_target_"], config.plugins)
     if not hasattr(replay, "nbytes") or "capacity" not in keys:
         return 0.0
     spec = env_spec(config.env.model_dump_json())

@@ -185,7 +185,7 @@ def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: s
         return
     with owned(directory), recorded(directory / STUDY):
         remember(directory, sys.argv[1:], resumable=False)
-        at_work = factory(group.values)(space=space, compose=compose, directory=directory)
+        at_work = factory("hydra.sweeper", group.values)(space=space, compose=compose, directory=directory)
         print(f"{directory}: {len(at_work.study.trials)} trials so far; {chosen.n_jobs} jobs at once")
         with Crew(chosen, Board()) as crew:
             jobs = at_work.run(crew)

@@ -35,7 +35,11 @@ class GymnasiumSource(ConfigSource):
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
             return [] if results_filter == ObjectType.CONFIG else ["env"]
-        return []  # the help and the completion know of the ids by themselves
+        if results_filter == ObjectType.GROUP:
+            return []
+        from rl_runner.config.env_ids import known_ids  # for glob(...); help and completion know of them by themselves
+
+        return known_ids()
 
 
 class GymnasiumSearchPath(SearchPathPlugin):

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
@@ -11,11 +12,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from rl_runner.config.words import as_typed, opened
 from rl_runner.errors import UserError
 
+MOST_ENVS = 200  # beyond which a glob is a mistake: each of them would be made first
 
-class GridSweeper(Sweeper):
-    """All combinations of the swept values, each a job."""
+
+class JobsSweeper(Sweeper):
+    """What composes jobs; `params`: swept values of a file."""
 
     def __init__(self, params: DictConfig):
         self.params = params
@@ -23,37 +27,40 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.master, self.loader = config, hydra_context.config_loader
 
+    def load(self, words: Sequence[str]) -> DictConfig:
+        """What a job's words compose to."""
+        return self.loader.load_sweep_config(self.master, list(map(opened, words)))
+
+
+class GridSweeper(JobsSweeper):
+    """All combinations of the swept values, each a job."""
+
     def sweep(self, arguments: list[str]) -> None:
         from rl_runner.config.diagnose import validate_jobs
         from rl_runner.sweep.conduct import sweep
 
-        jobs = grid(parse(arguments, self.params))
-        configs = validate_jobs(lambda overrides: self.loader.load_sweep_config(self.master, list(overrides)), jobs)
-        sweep(jobs, configs, self.master.hydra.sweep.dir, launcher_of(self.master))
+        jobs = grid(parse(arguments, self.params, self.loader))
+        sweep(jobs, validate_jobs(self.load, jobs), self.master.hydra.sweep.dir, launcher_of(self.master))
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(JobsSweeper):
     """A search for the values that score best."""
 
     def __init__(self, params: DictConfig, **settings: Any):
-        self.params, self.settings = params, settings
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.master, self.loader = config, hydra_context.config_loader
+        super().__init__(params)
+        self.settings = settings
 
     def sweep(self, arguments: list[str]) -> None:
         from rl_runner.config.diagnose import validate_jobs
         from rl_runner.sweep.search import search, space_of
 
-        overrides = parse(arguments, self.params)
+        overrides = parse(arguments, self.params, self.loader)
         words = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         swept = [override for override in overrides if override.is_sweep_override()]
-        space = space_of(swept or parse([], self.shipped_space()))
+        space = space_of(swept or parse([], self.shipped_space(), self.loader))
 
         def compose(*jobs: Sequence[str]) -> list[Any]:
-            return validate_jobs(
-                lambda overrides: self.loader.load_sweep_config(self.master, [*words, *overrides]), jobs
-            )
+            return validate_jobs(lambda overrides: self.load([*words, *overrides]), jobs)
 
         search(space, compose, self.settings, self.master.hydra.sweep.dir, launcher_of(self.master))
 
@@ -66,12 +73,13 @@ class OptunaSweeper(Sweeper):
         return OmegaConf.masked_copy(loaded.search, list(loaded.search))
 
 
-def parse(arguments: Sequence[str], params: DictConfig) -> list[Override]:
-    """The command line's overrides, after those of a file that it does not override."""
-    typed = OverridesParser.create().parse_overrides(list(arguments))
+def parse(arguments: Sequence[str], params: DictConfig, loader: ConfigLoader) -> list[Override]:
+    """The overrides of the command line, after those of a file that it does not override; `loader` is for globs."""
+    parser = OverridesParser.create(loader)
+    typed = parser.parse_overrides(list(map(as_typed, arguments)))
     keys = {override.key_or_group for override in typed}
-    filed = [f"{key!s}={value}" for key, value in params.items() if str(key).lstrip("+") not in keys]
-    return [*OverridesParser.create().parse_overrides(filed), *typed]
+    filed = [as_typed(f"{key!s}={value}") for key, value in params.items() if str(key).lstrip("+") not in keys]
+    return [*parser.parse_overrides(filed), *typed]
 
 
 def launcher_of(master: DictConfig) -> tuple[str, Any]:
@@ -90,4 +98,9 @@ def _values(override: Override) -> list[str]:
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise ConfigCompositionException("a grid needs values; to search an interval add hydra/sweeper=optuna")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    values = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigCompositionException("matches nothing, so there would be no job")
+    if override.key_or_group == "env" and len(values) > MOST_ENVS:
+        raise ConfigCompositionException(f"matches {len(values):,} environments; name fewer")
+    return [f"{override.get_key_element()}={value}" for value in values]
