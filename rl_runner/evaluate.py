@@ -19,6 +19,7 @@ from rl_runner.protocols import Agent
 from rl_runner.seeding import generator
 
 MAX_PARALLEL = 10  # episodes played in lockstep
+JUDGED = 10  # episodes at most that the critic is measured on
 TAIL = 0.001  # an episode that was cut is played on for k steps, until γ^k, the weight of what follows, is this small
 FARTHEST = 3_000  # k at most: enough for γ up to 0.9977
 
@@ -67,7 +68,7 @@ class Evaluator:
             "eval/length_mean": float(np.mean([episode.length for episode in played])),
         }
         if judged is not None:
-            on_policy = self._play(judged, episodes, play_on=True) if stochastic else played
+            on_policy = self._play(judged, min(episodes, JUDGED), play_on=True) if stochastic else played[:JUDGED]
             metrics |= q_bias(on_policy, self.gamma)
             if "eval/q_bias" not in metrics and not self._said:
                 self._said = True
@@ -82,7 +83,7 @@ class Evaluator:
     def _play(self, policy: Policy, episodes: int, play_on: bool = False) -> list[Episode]:
         played: list[Episode] = []
         while len(played) < episodes:
-            play_on = play_on and all(episode.settled for episode in played)
+            play_on = play_on and len(played) < JUDGED and all(episode.settled for episode in played)
             played += self._play_one_each(policy, len(played) // self.envs.num_envs, play_on)
         return played[:episodes]
 

@@ -306,7 +306,7 @@ def test_wrappers_outside_the_limit_see_the_limit_that_was_set() -> None:
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("num_episodes", [1, 7, 10, 23])
 def test_the_evaluator_sees_what_a_plain_loop_sees(stochastic: bool, num_episodes: int) -> None:
-    """The bias is measured on as many episodes as the return, with a policy of its own or without."""
+    """The bias is measured on the first ten episodes, with a policy of its own or without."""
     agent: Any = Critic()
     agent.stochastic = stochastic
     metrics, returns = evaluator(episodes=num_episodes)(agent, num_episodes)
@@ -325,7 +325,7 @@ def test_the_evaluator_sees_what_a_plain_loop_sees(stochastic: bool, num_episode
     assert metrics["eval/return_mean"] == pytest.approx(np.mean(returns))
     assert metrics["eval/return_std"] == pytest.approx(np.std(returns))
     assert metrics["eval/length_mean"] == pytest.approx(np.mean([one.length for one in episodes]))
-    assert metrics["eval/q_bias"] == pytest.approx(q_bias(episodes, GAMMA)["eval/q_bias"], rel=1e-5)
+    assert metrics["eval/q_bias"] == pytest.approx(q_bias(episodes[:10], GAMMA)["eval/q_bias"], rel=1e-5)
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
