@@ -1,24 +1,23 @@
 """Compiled functions without the cost of calling them: past Dynamo, and on a GPU as CUDA graphs.
 
 Dynamo keeps for each graph the guards that say when it holds, and code that gathers its inputs, calls it and puts the
-result together. A call asks those guards and runs that code, so it follows whatever changes as Dynamo would; what
-Dynamo does around them takes 60 µs, a fifth of a small network's update.
+result together. What it does around them takes 60 µs, a fifth of a small network's update, so they are used directly.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from rl_runner.errors import RunFailed
+from rl_runner.graph_inputs import Graph, Unfit, fit
 
-Graph = Callable[..., Sequence[Any]]
 MOST = 8  # graphs of one function, as many as Dynamo keeps; a call that would need one more is eager
-WARM_UP = 3  # calls without a CUDA graph, so that everything is compiled and allocated before the capture
+WARM_UP = 3  # calls before a graph is trusted, or captured as a CUDA graph, so that all is compiled and allocated
+RECHECK = 53  # a prime, so that nothing that changes at every second or tenth call escapes for long
 # The wrapper around the kernels in C++ too, and without checks of what the guards check: 40 µs less a call.
 ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 
@@ -39,11 +38,24 @@ def inductor(module: torch.fx.GraphModule, inputs: Sequence[Any], patches: dict[
     return graph
 
 
-class CpuGraphs:
-    """A function as compiled graphs that are called past Dynamo where their guards hold.
+class Made(NamedTuple):
+    """A graph as Dynamo keeps it."""
 
-    Calls are eager where a graph would compute something else and Dynamo has no guard for it (`fit`), and all of them
-    if the function writes to its arguments.
+    guards: Any
+    code: FunctionType
+
+    def holds(self, frame: dict[str, Any]) -> bool:
+        """Whether it is for these arguments, and nothing has changed that it depends on."""
+        return self.guards.cache_entry is not None and self.guards.check(frame)  # None: an object they name is gone
+
+
+class CpuGraphs:
+    """A function as compiled graphs that are called past Dynamo.
+
+    At first every call asks the graphs' guards, all of them: 15 µs or, with cold caches, five times that. A graph that
+    held `WARM_UP` times for one structure of arguments is trusted: then its inputs are looked at (`graph_inputs.py`) in
+    every call, and what it holds for constant only in every `RECHECK`-th, which fails if that has changed. Calls are
+    eager where no graph fits, and all of them if the function writes to its arguments.
     """
 
     def __init__(self, function: Callable[..., Any], backend: Callable[..., Graph] = on_cpu):
@@ -51,24 +63,62 @@ class CpuGraphs:
             return function(*arguments)
 
         # A code object of its own, because Dynamo keeps graphs by code.
-        call.__code__ = call.__code__.replace(co_name=getattr(function, "__name__", type(function).__name__))
-        self.eager, self.backend, self.most = call, backend, MOST
+        self.name = getattr(function, "__name__", type(function).__name__)
+        call.__code__ = call.__code__.replace(co_name=self.name)
+        self.function, self.eager, self.backend, self.most = function, call, backend, MOST
         self.dynamo = compiled(call, self._compile)
-        self.frame: dict[str, Any] = {"function": function}  # what the guards are asked about
-        self.graphs: list[tuple[Any, Callable[[Any], bool], FunctionType]] = []  # guards, whether they hold, the code
         self.given: list[Tensor] = []  # the arguments while Dynamo compiles
+        self.graphs: list[Made] = []
+        self.trusted: dict[Any, Made] = {}  # by structure
+        self.held: dict[Any, list[Made]] = {}  # by structure, the graphs of its calls so far
+        self.calls = 0
 
     def __call__(self, *arguments: Any) -> Any:
-        self.frame["arguments"] = arguments
         try:
-            for guards, hold, code in self.graphs:
-                if guards.cache_entry is not None and hold(self.frame):  # None: an object that they name is gone
-                    return code(*arguments)
+            structure = _structure(arguments)
+            graph = self.trusted[structure]
+        except KeyError:  # none yet, or an argument of another kind
+            return self._asked(arguments)
+        if graph.guards.cache_entry is None:
+            del self.trusted[structure]
+            return self._asked(arguments)
+        self.calls += 1
+        holds = self.calls % RECHECK != 0 or graph.holds({"arguments": arguments, "function": self.function})
+        try:
+            result = graph.code(*arguments)
+        except Unfit:
+            return self._asked(arguments)
+        if not holds:
+            raise RunFailed(f"{self.name} reads something that has changed since it was captured: use accelerate=eager")
+        return result
+
+    def _asked(self, arguments: tuple[Any, ...]) -> Any:
+        """A call of the graph whose guards hold."""
+        frame = {"arguments": arguments, "function": self.function}
+        try:
+            for graph in self.graphs:
+                if graph.holds(frame):
+                    self._trust(graph, arguments)
+                    return graph.code(*arguments)
             if len(self.graphs) < self.most:
                 return self._by_dynamo(arguments)
         except Unfit:
             pass
         return self.eager(*arguments)
+
+    def _trust(self, graph: Made, arguments: tuple[Any, ...]) -> None:
+        """Trust a graph that alone has held for arguments of this structure, and would for tensors of their own."""
+        try:
+            held = self.held.setdefault(_structure(arguments), [])
+        except KeyError:
+            return
+        if len(held) == WARM_UP:
+            return
+        held.append(graph)
+        others = tree_map(lambda leaf: _like(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
+        alone = len(held) == WARM_UP and all(known is graph for known in held)
+        if alone and graph.holds({"arguments": others, "function": self.function}):
+            self.trusted[_structure(arguments)] = graph
 
     def _by_dynamo(self, arguments: tuple[Any, ...]) -> Any:
         self.given = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -77,10 +127,10 @@ class CpuGraphs:
         if versions != [_version(tensor) for tensor in self.given]:
             self.most = 0
         self.given = []
-        self.graphs = [graph for graph in self.graphs if graph[0].cache_entry is not None]
+        self.graphs = [graph for graph in self.graphs if graph.guards.cache_entry is not None]
         for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(self.eager.__code__)[:1]:  # the newest
-            if all(entry.code is not code.__code__ for *_, code in self.graphs):
-                self.graphs.append((entry.guard_manager, entry.guard_manager.root.check, self._function(entry.code)))
+            if all(entry.code is not graph.code.__code__ for graph in self.graphs):
+                self.graphs.append(Made(entry.guard_manager, self._function(entry.code)))
         del self.graphs[self.most :]
         return result
 
@@ -93,6 +143,26 @@ class CpuGraphs:
 
     def _compile(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Graph:
         return fit(self.backend(module, inputs), inputs, self.given)
+
+
+PLAIN = {kind: kind for kind in (bool, int, str, type(None))}
+
+
+def _structure(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """How arguments are nested, and those that are no tensors; KeyError if one is of a kind that may change inside."""
+    return tuple(
+        [
+            Tensor if isinstance(value, Tensor)
+            else _structure(value) if type(value) is tuple
+            else (PLAIN[type(value)], value)
+            for value in values
+        ]
+    )  # fmt: skip
+
+
+def _like(tensor: Tensor) -> Tensor:
+    other = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return other.requires_grad_(tensor.requires_grad)
 
 
 def _version(tensor: Tensor) -> int:
@@ -112,51 +182,6 @@ class _Utils(ModuleType):
 UTILS = _Utils("__import_torch_dot__dynamo_dot_utils")
 
 
-class Unfit(Exception):  # noqa: N818 - it is no mistake
-    """A graph cannot be called with these inputs."""
-
-
-def fit(graph: Graph, inputs: Sequence[Any], arguments: Sequence[Tensor]) -> Graph:
-    """`graph`, but Unfit where its guards do not see that it would compute something else.
-
-    That is when an argument lies in the memory of another input, and for tensors whose values are to be negated or
-    conjugated when they are read.
-    """
-    ours = {id(argument) for argument in arguments}
-    tensors = [(i, value) for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.numel()]
-    spans = [(i, _span(value)) for i, value in tensors if id(value) in ours]
-    others = [value for _, value in tensors if id(value) not in ours]
-    bounds: list[int] = []  # where stretches of their memory start and end, in turn
-    for start, end in sorted((other.data_ptr(), other.data_ptr() + _span(other)) for other in others):
-        if bounds and start <= bounds[-1]:
-            bounds[-1] = max(end, bounds[-1])
-        else:
-            bounds += [start, end]
-
-    def checked(*inputs: Any, kept: Any = others) -> Sequence[Any]:  # kept, so that no argument can take their place
-        for i, span in spans:
-            if _overlaps(bounds, inputs[i].data_ptr(), span):
-                raise Unfit
-        return graph(*inputs)
-
-    def never(*inputs: Any) -> Sequence[Any]:
-        raise Unfit
-
-    lazy = any(value.is_neg() or value.is_conj() for _, value in tensors)
-    return never if lazy or any(_overlaps(bounds, inputs[i].data_ptr(), span) for i, span in spans) else checked
-
-
-def _overlaps(bounds: list[int], start: int, span: int) -> bool:
-    place = bisect_right(bounds, start)
-    return place % 2 == 1 or place != bisect_left(bounds, start + span)
-
-
-def _span(tensor: Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
-    steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.element_size() * (1 + sum(steps))
-
-
 class CudaGraphs:
     """A function on a GPU, as `CpuGraphs`, its graphs replayed as CUDA graphs; the next call overwrites the outputs.
 
@@ -165,7 +190,7 @@ class CudaGraphs:
 
     def __init__(self, function: Callable[..., Any], device: torch.device | str = "cuda"):
         stream = torch.cuda.Stream()
-        self.device, self.name = device, getattr(function, "__name__", type(function).__name__)
+        self.device = device
         self.buffers: dict[Any, list[Tensor]] = {}
         self.calls = CpuGraphs(function, lambda module, inputs: Replayed(inductor(module, inputs), stream))
 
@@ -182,7 +207,7 @@ class CudaGraphs:
         leaves = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         result = self.calls(*tree_unflatten(leaves, structure))
         if self.calls.most == 0:
-            raise RunFailed(f"{self.name} writes to its arguments: let it copy them, or use accelerate=eager")
+            raise RunFailed(f"{self.calls.name} writes to its arguments: let it copy them, or use accelerate=eager")
         return result
 
 

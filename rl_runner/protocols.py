@@ -15,7 +15,7 @@ class Agent(Protocol):
     Optional besides: `critique(obs, generator)` -> (action, Q estimate `[N]`, entropy bonus `[N]`) of the policy that
     the critic evaluates, for `eval/q_bias`; `stochastic = True` if that policy is not `act`; `exploration(step)` ->
     floats by tag; `learn(batch, *noise)` and `behave(obs, *noise)`, the parts of `update` and of `explore` that can be
-    captured as graphs: what they read may change, but each new shape or number costs a new graph.
+    captured as graphs: they read no numbers or flags that change but their arguments.
     """
 
     gamma: float
