@@ -1,5 +1,7 @@
 """What a launcher has to offer: it starts a job somewhere, and can tell whether it is still at work."""
 
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, Protocol
 
 from rl_runner.config.targets import factory, read_group
@@ -32,6 +34,8 @@ def engine(name: str, group: dict[str, Any], threads: int) -> Engine:
     target = str(group.get("_target_"))
     if not target.startswith(PACKAGE):
         raise UserError(f"hydra/launcher={name}: a sweep runs on hydra/launcher=local, slurm or ray")
+    with suppress(ModuleNotFoundError):  # which is said below
+        import_module(target.rpartition(".")[0])  # a module says itself which extra it misses
     read = read_group("hydra.launcher", group, [])
     if read.problems:
         raise UserError("\n".join(read.problems))
