@@ -47,8 +47,6 @@ def reader(space: spaces.Space[Any]) -> Callable[[Any], Any]:
 
 def scalar(value: Any, what: str) -> float:
     """A real number, which may come as an array of size 1."""
-    if type(value) is float:
-        return value
     try:
         number = value.item() if hasattr(value, "item") else value
         if isinstance(number, (int, float, Real)):
@@ -60,8 +58,6 @@ def scalar(value: Any, what: str) -> float:
 
 def flag(value: Any, what: str) -> bool:
     """True or false, which may come as 1 or 0."""
-    if value is True or value is False:
-        return value
     number = scalar(value, what)
     if number not in (0, 1):
         raise Wrong(f"{what} {_shown(value)}, which is neither true nor false")

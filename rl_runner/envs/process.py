@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _device as torch_device
 
 from rl_runner.errors import Interrupted, RunFailed, UserError
 
@@ -43,14 +44,9 @@ class Shared:
 
 
 @contextmanager
-def contained(
-    culprit: str, told: Callable[[BaseException], Exception], lasting: tuple[Any, ...] | None = None
-) -> Iterator[None]:
-    """Whatever the culprit's code raises becomes what is `told`, and the process is left as it was.
-
-    `lasting`: what it was as to `LASTING`, if that was read before.
-    """
-    before = [(CHEAP, CHEAP.read()), (LASTING, lasting or LASTING.read())]
+def contained(culprit: str, told: Callable[[BaseException], Exception]) -> Iterator[None]:
+    """Whatever the culprit's code raises becomes what is `told`, and the process is left as it was."""
+    before = [(shared, shared.read()) for shared in (CHEAP, LASTING)]
     try:
         yield
     except BaseException as error:
@@ -78,7 +74,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"[:500] if message else type(error).__name__
 
 
-def _glance() -> tuple[Any, ...]:
+def glance() -> tuple[Any, ...]:
+    """What is cheap enough to be read around every step."""
     return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), (sys.stdout, sys.stderr))
 
 
@@ -93,7 +90,7 @@ def _read() -> tuple[Any, ...]:
         [entry for entry in warnings.filters if entry[0] == "error"],
         np.geterr(),
         sys.getrecursionlimit(),
-        torch.empty(0).device,
+        getattr(torch_device, "CURRENT_DEVICE", None),  # the public way takes longer than all the rest
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
     )
@@ -119,13 +116,8 @@ def _set_errors(errors: list[Any]) -> None:
     warnings.filters[:] = kept  # type: ignore[index]
 
 
-def _set_device(device: torch.device) -> None:
-    torch.set_default_device(None if device.type == "cpu" else device)
-
-
-# Cheap enough for every step.
 CHEAP = Shared(
-    _glance,
+    glance,
     (
         ("torch's grad mode", torch.set_grad_enabled),
         ("torch's default dtype", torch.set_default_dtype),
@@ -142,7 +134,7 @@ LASTING = Shared(
         ("which warnings are errors", _set_errors),
         ("NumPy's handling of floating-point errors", lambda old: np.seterr(**old)),
         ("the recursion limit", sys.setrecursionlimit),
-        ("torch's default device", _set_device),
+        ("torch's default device", torch.set_default_device),
         ("torch's precision of matrix products", torch.set_float32_matmul_precision),
         ("torch's use of deterministic algorithms", torch.use_deterministic_algorithms),
     ),

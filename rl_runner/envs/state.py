@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rl_runner.envs.convert import Wrong, array_of, flag, parts, reader, scalar
-from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes
+from rl_runner.envs.process import CHEAP, LASTING, contained, glance, one_line, passes
 from rl_runner.envs.refusals import normalises
 from rl_runner.envs.spaces import INSTANCES, action_map, make, spec_of
 from rl_runner.errors import RunFailed, UserError
@@ -54,6 +54,7 @@ class SeededEnv:
         self._read = reader(self.env.observation_space)
         self.given: Any = None  # the last observation as it came, perhaps a buffer of the environment's
         self._frames: Any = None
+        self._seen = self._stacked if config.frame_stack > 1 else self._read
         self._process = LASTING.read()
         _open.add(self)
 
@@ -71,40 +72,56 @@ class SeededEnv:
                 raise RunFailed(f"{error} ({self})") from error
         self.playing = True
         self.episode, self.length, self.total = episode, 0, 0.0
-        with contained(self._config.id, lambda error: self._failure(error, "reset()", hint), self._process):
+        shared = glance()
+        try:
             self.given, _ = parts(self.env.reset(seed=derive(*self._stream, episode)), RESET)
-            obs = self._stacked(self._read(self.given))
+            obs = self._seen(self.given)
+        except BaseException as error:
+            if passes(error):
+                raise
+            raise self._failure(error, "reset()", hint) from error
+        finally:
+            CHEAP.put_back(shared, self._config.id)
+            self.look()
         self._used = True
         return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:
         """Act once: observation, reward, terminated, truncated (and not terminated); RunFailed if it breaks."""
         self.length += 1
-        shared = CHEAP.read()
+        shared = glance()
         try:
             self.given, reward, terminated, truncated, _ = parts(self.env.step(action), STEP)
-            obs = self._stacked(self._read(self.given))
-            reward = scalar(reward, "the reward")
+            obs = self._seen(self.given)
+            if type(reward) is not float:
+                reward = scalar(reward, "the reward")
             if not abs(reward) <= LARGEST_REWARD:  # false for NaN, too
                 raise Wrong(f"the reward {reward}")
-            terminated = flag(terminated, "as terminated")
-            truncated = flag(truncated, "as truncated") and not terminated
+            if not (type(terminated) is type(truncated) is bool):
+                terminated, truncated = flag(terminated, "as terminated"), flag(truncated, "as truncated")
         except BaseException as error:
             if passes(error):
                 raise
             raise self._failure(error, "step()") from error
         finally:
-            CHEAP.put_back(shared, self._config.id)
+            if glance() != shared:
+                CHEAP.put_back(shared, self._config.id)
+        truncated = truncated and not terminated
         self.total += reward
         self.playing = not (terminated or truncated)
-        if not self.playing or not self.length % LOOK_EVERY:
-            LASTING.put_back(self._process, self._config.id)
+        if not self.length % LOOK_EVERY:
+            self.look()
         return obs, reward, terminated, truncated
+
+    def look(self) -> None:
+        """Put back what takes too long to be looked at in every step."""
+        LASTING.put_back(self._process, self._config.id)
 
     def close(self) -> None:
         """Let the environment go; RunFailed if it cannot."""
         _open.discard(self)
-        with contained(self._config.id, lambda error: self._failure(error, "close()"), self._process):
+        self.look()
+        with contained(self._config.id, lambda error: self._failure(error, "close()")):
             self.env.close()
 
     def replay(self, episode: int, actions: np.ndarray) -> Any:
@@ -121,8 +138,7 @@ class SeededEnv:
 
     def _stacked(self, obs: Any) -> Any:
         """The last K observations, oldest first, copied; the first of an episode counts K times."""
-        if self.spec.frame_stack == 1:
-            return obs
+        obs = self._read(obs)
         earlier = self._frames[1:] if self.length else [obs] * (self.spec.frame_stack - 1)
         self._frames = np.stack([*earlier, obs])
         return self._frames

@@ -161,6 +161,8 @@ class Envs:
         """Start the next episode where one has ended, or let the environment rest."""
         if not self._auto_reset:
             self.active = torch.tensor([env.playing for env in self._seeded])
+            for i in ended:
+                self._seeded[i].look()
             return
         obs = self.obs.numpy().copy()
         for i in ended:
