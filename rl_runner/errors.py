@@ -1,6 +1,7 @@
 """The ways in which a command can end other than well."""
 
 import argparse
+import re
 import sys
 import traceback
 from typing import NoReturn
@@ -20,10 +21,9 @@ class Told(Exception):  # noqa: N818 - it names an outcome, not a mistake in the
     """Ends in its message alone, without a traceback."""
 
     def __str__(self) -> str:
-        message = super().__str__()
-        for value, written in _hidden.items():
-            message = message.replace(value, written)
-        return message
+        longest_first = sorted(_hidden, key=len, reverse=True)  # one value may be a part of another
+        pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        return re.sub(pattern, lambda found: _hidden[found[0]], super().__str__())
 
 
 class UserError(Told):

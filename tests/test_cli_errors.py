@@ -1,6 +1,7 @@
 """Bad input gets one line per mistake that says what to do, exit code 2, no traceback, and nothing is written."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -333,7 +334,8 @@ def test_what_is_no_run_says_what_it_is(rl_runner, tmp_path):
             ("folder", "folder holds no run: there is no config.yaml in it; did you mean folder/run?"),
         ]:
             assert rl_runner(command, place)[:2] == (2, [line])
-    assert rl_runner("resume", "search")[:2] == (2, ["to go on with search, repeat its command: rl-runner -m ..."])
+    (tmp_path / "search/sweep.json").write_text(json.dumps({"command": ["-m", "algo=dqn"], "resumable": False}))
+    assert rl_runner("resume", "search")[:2] == (2, ["to go on with search, repeat its command: rl-runner -m algo=dqn"])
 
 
 @pytest.mark.parametrize(

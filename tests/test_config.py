@@ -187,7 +187,10 @@ def test_secrets_of_the_process_environment_stay_out_of_files(configure, tmp_pat
     assert config.env.kwargs == {"password": "hunter2"}
     save_config(config, path)
     assert "hunter2" not in path.read_text()
-    assert load_config(path).env.kwargs == {"password": "hunter2"}
+    with pytest.raises(UserError, match="if you trust it, add"):  # the file may as well come from a stranger
+        load_config(path)
+    typed = load_config(path, ["env.kwargs.password=${oc.env:RL_RUNNER_TEST_SECRET}"])
+    assert typed.env.kwargs == {"password": "hunter2"}
 
 
 def change(path: Path, **keys: object) -> None:

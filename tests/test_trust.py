@@ -18,7 +18,7 @@ from rl_runner.__main__ import main
 from rl_runner.config.schema import load_config, save_config, words_to_trust
 from rl_runner.config.targets import ROLES, resolve
 from rl_runner.config.words import spelt
-from rl_runner.errors import UserError
+from rl_runner.errors import UserError, hide
 
 # Every class that may be named, in all of rl_runner, torch.optim and torch.nn; written by hand.
 MEMBERS = {
@@ -306,6 +306,13 @@ def test_no_error_shows_what_came_from_the_process_environment(words, shown, tmp
     assert "hunter2" not in err
     assert shown.replace("@", text) in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_is_part_of_another_does_not_uncover_its_rest():
+    hide("hunter2", "${oc.env:SHORT}")  # first, and again after the longer one
+    hide("hunter2, and the rest", "${oc.env:LONG}")
+    hide("hunter2", "${oc.env:SHORT}")
+    assert str(UserError("a=hunter2, and the rest, b=hunter2")) == "a=${oc.env:LONG}, b=${oc.env:SHORT}"
 
 
 def test_secrets_stay_out_of_files_however_they_are_written(configure, tmp_path, monkeypatch):
