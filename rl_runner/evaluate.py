@@ -55,7 +55,7 @@ class Evaluator:
         """The `eval/*` metrics and the return of each episode."""
         critique = getattr(agent, "critique", None)
         stochastic = getattr(agent, "stochastic", False)
-        stream = generator(self.seed, "eval")
+        stream = generator(self.seed, "critique")
         judged: Policy | None = critique and (lambda obs: critique(obs, stream))
         if judged is None or stochastic:
             played = self._play(_without_critic(agent), episodes)

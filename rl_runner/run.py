@@ -8,8 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor
-
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
 from rl_runner.envs import Envs, Spec
@@ -24,6 +22,7 @@ from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
 from rl_runner.persistence.saver import Saver
 from rl_runner.persistence.session import Session
+from rl_runner.persistence.state import tensors
 from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
@@ -179,14 +178,7 @@ def reason(error: BaseException) -> str:
 def params_sha256(agent: Agent) -> str:
     """A fingerprint of every tensor of the agent's state."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(agent.state_dict())):
+    for name, tensor in sorted(tensors(agent.state_dict())):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _tensors(state: Any, path: str = "") -> list[tuple[str, Tensor]]:
-    if isinstance(state, Tensor):
-        return [(path, state)]
-    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    return [found for key, child in children for found in _tensors(child, f"{path}/{key}")]

@@ -5,11 +5,17 @@ import zlib
 import numpy as np
 import torch
 
+EPISODES = ("train", "eval", "probe", "spec", "export")  # sets of environments, each episode of which has a seed
 
-def derive(seed: int, *path: int | str) -> int:
-    """A 32-bit seed that depends on the root seed and on every element of the path."""
-    key = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path]
-    return int(np.random.SeedSequence([seed, *key]).generate_state(1)[0])
+
+def derive(seed: int, name: str, *episode: int) -> int:
+    """A 32-bit seed for a stream by its name, or for an episode of a set by its environment's and its own number.
+
+    NumPy takes trailing zeros for nothing: (name) and (name, 0, 0) give the same, so no name may be both.
+    """
+    if len(episode) != 2 * (name in EPISODES):
+        raise ValueError(f"{name}: a set of environments takes two numbers, any other stream none")
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *episode]).generate_state(1)[0])
 
 
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

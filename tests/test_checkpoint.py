@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,9 +24,10 @@ from rl_runner.errors import RunFailed, UserError
 from rl_runner.persistence import checkpoint, snapshot
 from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal
 from rl_runner.persistence.continuation import restore
+from rl_runner.persistence.state import tensors
 from rl_runner.replay import UniformReplay
 from rl_runner.replay.rowlog import RowLog, verify
-from rl_runner.run import prepare
+from rl_runner.run import build, prepare
 from rl_runner.train import Run, train
 
 OLDER, NEWER, LATER = 60, 120, 150
@@ -313,3 +315,24 @@ def _window(replay: Any) -> dict[str, bytes]:
     rows = {name: column[positions] for name, column in replay.ring.columns.items()}
     last = len(positions) - replay.ring.layout.pending
     return {name: values[: None if name == "obs" else last].numpy().tobytes() for name, values in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "culprit"),
+    [
+        ("sac", "Pendulum-v1", "log_alpha"),
+        ("sac", "Pendulum-v1", "critic_optimizer.0.exp_avg"),
+        ("td3", "Pendulum-v1", "target_actor.net.hidden.0.weight"),
+        ("q_learning", "FrozenLake-v1", "table"),
+    ],
+)
+def test_whatever_of_the_agents_state_is_not_finite_is_named(
+    algo: str, env: str, culprit: str, configure: Callable[..., Config]
+) -> None:
+    run = build(configure(f"algo={algo}", f"env={env}", "tuned=none", "network.hidden=[4]"), None)
+    snapshot.check(run)
+    state = {path.strip("/").replace("/", "."): tensor for path, tensor in tensors(run.agent.state_dict())}
+    assert culprit in state, list(state)
+    state[culprit].fill_(torch.nan)
+    with pytest.raises(RunFailed, match=f"^{re.escape(culprit)} is not finite"):
+        snapshot.check(run)

@@ -3,21 +3,19 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.persistence.state import tensors
 from rl_runner.train import Run, schedules
 
 
 def check(run: Run) -> None:
-    """RunFailed with the culprit's name if a metric or a parameter is not finite: such a state must not be saved."""
+    """RunFailed with the culprit's name if a metric or a number of the agent's state is not finite: do not save it."""
     run.averages.check()
-    for owner, module in vars(run.agent).items():
-        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
-            if not torch.isfinite(parameter).all():
-                raise RunFailed(
-                    f"parameter {owner}.{name} is not finite: try a smaller optimizer.lr or set algo.max_grad_norm"
-                )
+    for path, tensor in tensors(run.agent.state_dict()):
+        if not torch.isfinite(tensor).all():
+            name = path.strip("/").replace("/", ".")
+            raise RunFailed(f"{name} is not finite: try a smaller optimizer.lr or set algo.max_grad_norm")
 
 
 def take(run: Run) -> dict[str, Any]:

@@ -53,3 +53,11 @@ def _restore(part: Any, state: Any) -> None:
                     part.state[p][key].copy_(value)
         case _:
             part.load_state_dict(state)
+
+
+def tensors(state: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """All tensors of nested dicts and lists, each with its path."""
+    if isinstance(state, Tensor):
+        return [(path, state)]
+    children = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list) else ()
+    return [found for key, child in children for found in tensors(child, f"{path}/{key}")]
