@@ -23,7 +23,7 @@ from rl_runner import header, notes
 from rl_runner.commands import COMMANDS
 from rl_runner.completion import complete
 from rl_runner.config.schema import Config
-from rl_runner.config.targets import WIRED, Strict, resolve, schema
+from rl_runner.config.targets import ROLES, Strict, resolve, schema
 from rl_runner.help import keys_of
 from rl_runner.quiet import quiet
 from rl_runner.saved_policy import film
@@ -265,9 +265,9 @@ def test_a_source_tells_what_the_imported_class_does(file: Path) -> None:
         pytest.importorskip("ray")
     read = constructor(target[1])
     assert read is not None
-    fields: Any = {key: (kind, ...) for key, kind in read.annotations.items() if key not in WIRED[group]}
+    fields: Any = {key: (kind, ...) for key, kind in read.annotations.items() if key not in ROLES[group].wired}
     assert dict(keys_of(create_model("read", __base__=Strict, **fields))) == dict(
-        keys_of(schema(resolve(target[1]), group))
+        keys_of(schema(resolve(group, target[1]), group))
     )
 
 
