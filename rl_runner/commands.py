@@ -74,7 +74,7 @@ def _plugins(parser: Parser) -> None:
         metavar="key=value",
         nargs="*",
         default=[],
-        help="plugins=[...] names packages of yours that the run needs, +env.kwargs.KEY=VALUE changes its environment",
+        help="plugins=[...] names packages of yours that the run needs, env.kwargs.KEY=VALUE changes its environment",
     )
 
 

@@ -22,8 +22,9 @@ from sweeping import Ended
 from rl_runner import header, notes
 from rl_runner.commands import COMMANDS
 from rl_runner.completion import complete
-from rl_runner.config.schema import Config
+from rl_runner.config.schema import Config, EnvConfig
 from rl_runner.config.targets import ROLES, Strict, resolve, schema
+from rl_runner.envs.state import SeededEnv
 from rl_runner.help import keys_of
 from rl_runner.quiet import quiet
 from rl_runner.saved_policy import film
@@ -477,15 +478,19 @@ class Chatty(gym.Env[Any, Any]):
 
 
 def test_a_video_is_made_in_silence(
-    tmp_path: Path, configure: Callable[..., Config], make_agent: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, make_agent: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("moviepy")
     from conftest import DISCRETE
 
     agent = make_agent("dqn", spec=replace(DISCRETE, obs_shape=(2,), num_actions=2))
-    env = gym.wrappers.RecordVideo(Chatty(), str(tmp_path), lambda episode: True, name_prefix="step-1")
+
+    def camera(config: EnvConfig) -> gym.Env:
+        return gym.wrappers.RecordVideo(Chatty(), str(tmp_path), lambda episode: True, name_prefix="step-1")
+
+    env = SeededEnv(EnvConfig(id="Chatty-v0"), (0, "eval", 0), make=camera)
     capfd.readouterr()
-    file = film(agent, configure("algo=dqn", "env=CartPole-v1"), env)
+    file = film(agent, env)
     assert capfd.readouterr() == ("", "")
     assert file.stat().st_size > 0
 
@@ -500,29 +505,3 @@ def test_what_goes_wrong_in_silence_is_told(capfd: pytest.CaptureFixture[str]) -
         fail()
     print("after")
     assert capfd.readouterr() == ("after\n", "")
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("eval outputs/sweeps/abc", "is a sweep of runs: name one of them, as outputs/sweeps/abc/job"),
-        ("export outputs/Pendulum-v1/sac", "is a folder of runs: name one of them, as outputs/Pendulum-v1/sac/one"),
-        ("eval mine", "holds no run: there is no config.yaml in it"),
-    ],
-)
-def test_a_directory_of_runs_is_no_run(rl_runner: Command, place: Path, words: str, expected: str) -> None:
-    ended = rl_runner(*words.split())
-    assert (ended.code, ended.err) == (2, [f"{words.split()[1]} {expected}"])
-
-
-def test_a_new_argument_of_the_environment_takes_one_plus(configure: Callable[..., Config], tmp_path: Path) -> None:
-    from rl_runner.config.schema import load_config, save_config
-    from rl_runner.errors import UserError
-
-    save_config(configure("env=Pendulum-v1"), tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"write \+env.kwargs.g=3"):
-        load_config(tmp_path / "config.yaml", ["env.kwargs.g=3"])
-    for plus in ("+", "++"):
-        assert load_config(tmp_path / "config.yaml", [f"{plus}env.kwargs.g=3"]).env.kwargs == {"g": 3}
-    with pytest.raises(UserError, match="sed: no such key; did you mean seed"):
-        load_config(tmp_path / "config.yaml", ["+sed=3"])
