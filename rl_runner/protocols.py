@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rl_runner.replay.batch import Batch
+from rl_runner.replay.ring import Batch
 
 Metrics = dict[str, Tensor]
 

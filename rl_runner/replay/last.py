@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl_runner.envs import Spec
-from rl_runner.replay.batch import Batch
+from rl_runner.replay.ring import Batch
 
 
 class LastReplay:

@@ -1,13 +1,21 @@
-"""Which rows a ring holds and of what a row consists: all that is known before any memory is taken."""
+"""Which rows a ring holds, of what a row consists, and what that takes: known before any memory is taken."""
 
 import math
+import shutil
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+import psutil
 import torch
 from torch import Tensor
 
 from rl_runner.envs import Spec
+from rl_runner.errors import UserError
+
+Storage = Literal["memory", "memmap"]
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,101 @@ class Layout:
 
     def _column(self, dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(self.rows, *shape, dtype=dtype, device="meta")
+
+
+class Columns:
+    """Tensors by name whose first axis is the ring's rows; zeros at first.
+
+    `shapes`: shape and dtype of each. `directory`: the run's; with `memmap` the files lie in its `replay`.
+    """
+
+    def __init__(self, shapes: dict[str, Tensor], storage: Storage, device: torch.device, directory: Path | None):
+        if storage == "memmap":
+            self.tensors = _mapped(shapes, device, directory)
+        else:
+            self.tensors = {name: torch.zeros_like(shape, device=device) for name, shape in shapes.items()}
+        # Writing a few numbers through numpy takes half the time of a tensor's slice.
+        self._arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()} if device.type == "cpu" else {}
+
+    def write(self, name: str, rows: slice, values: Tensor) -> None:
+        """Put values [N, ...] into N rows."""
+        if self._arrays:
+            self._arrays[name][rows] = values.numpy()
+        else:
+            self.tensors[name][rows] = values
+
+    def take(self, name: str, rows: Tensor) -> Tensor:
+        """The values of rows [...] as [..., *column]."""
+        column = self.tensors[name]
+        if rows.ndim == 1:
+            return column.index_select(0, rows)
+        return column.index_select(0, rows.flatten()).view(*rows.shape, *column.shape[1:])
+
+    def ended(self, rows: Tensor) -> Tensor:
+        """Whether an episode ended in rows [...], in either way."""
+        return self.take("terminated", rows) | self.take("truncated", rows)
+
+
+def _mapped(shapes: dict[str, Tensor], device: torch.device, directory: Path | None) -> dict[str, Tensor]:
+    if device.type != "cpu":
+        raise UserError(f"replay.storage=memmap works with device=cpu only; with device={device} use storage=memory")
+    if directory is None:
+        raise UserError("replay.storage=memmap needs a run directory to put its files in; use storage=memory")
+    files = directory / "replay"
+    files.mkdir(parents=True, exist_ok=True)
+    return {name: _mapped_file(files / f"{name}.bin", shape) for name, shape in shapes.items()}
+
+
+def _mapped_file(path: Path, shape: Tensor) -> Tensor:
+    path.unlink(missing_ok=True)  # what an earlier process left is not zero
+    flat = torch.from_file(str(path), shared=True, size=shape.numel(), dtype=shape.dtype)
+    path.unlink()  # the mapping stays, and however this process ends, nothing is left behind
+    return flat.view(shape.shape)
+
+
+class Sized(Protocol):
+    """A replay class that can tell what it takes."""
+
+    @staticmethod
+    def nbytes(spec: Spec, num_envs: int, **keys: Any) -> int: ...
+
+
+def bytes_per_transition(replay: type[Sized], spec: Spec, num_envs: int, **keys: Any) -> float:
+    """Everything that a replay with these config keys takes, divided by its capacity."""
+    return replay.nbytes(spec, num_envs, **keys) / keys["capacity"]
+
+
+def check_memory(
+    replay: type[Sized],
+    spec: Spec,
+    num_envs: int,
+    *,
+    device: torch.device | str,
+    directory: Path | None,
+    **keys: Any,
+) -> None:
+    """UserError if a replay with these config keys does not fit in what is free, naming a capacity that does."""
+    free, place = _free(torch.device(device), directory if keys.get("storage") == "memmap" else None)
+    needed = replay.nbytes(spec, num_envs, **keys)
+    if needed <= free:
+        return
+
+    def bytes_at(capacity: int) -> int:
+        return replay.nbytes(spec, num_envs, **keys | {"capacity": capacity})
+
+    fits = bisect_right(range(keys["capacity"]), free, key=bytes_at) - 1
+    rounded = fits // (digit := 10 ** max(0, len(str(fits)) - 2)) * digit
+    raise UserError(
+        f"replay.capacity={keys['capacity']} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free {place}: "
+        f"replay.capacity={rounded} would fit"
+    )
+
+
+def _free(device: torch.device, directory: Path | None) -> tuple[int, str]:
+    """Bytes that can be had, and where."""
+    if directory is not None:
+        existing = next(parent for parent in [directory, *directory.resolve().parents] if parent.exists())
+        return shutil.disk_usage(existing).free, f"on the disk of {directory}"
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], f"on {device}"
+    return psutil.virtual_memory().available, "in memory"

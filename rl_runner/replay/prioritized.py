@@ -1,25 +1,25 @@
-"""Prioritized experience replay (Schaul et al. 2016), the proportional variant."""
+"""Prioritized experience replay (Schaul et al. 2016), the proportional variant, without a loop over the batch."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from rl_runner.envs import Spec
 from rl_runner.ranges import Fraction
-from rl_runner.replay.batch import Batch
-from rl_runner.replay.columns import Storage
-from rl_runner.replay.layout import Layout
-from rl_runner.replay.priorities import Priorities
-from rl_runner.replay.ring import Ring
-from rl_runner.seeding import generator
+from rl_runner.replay.layout import Layout, Storage
+from rl_runner.replay.ring import Batch
+from rl_runner.replay.uniform import UniformReplay
 
+BLOCK = 64
+BELOW_ONE = 1 - torch.finfo(torch.float64).eps
 LEAST = torch.finfo(torch.float32).tiny
 
 
-class PrioritizedReplay:
+class PrioritizedReplay(UniformReplay):
     """The newest `capacity` transitions, drawn with probability P(i) = p_i^α / Σ p^α, p = |δ| + ε.
 
     A new transition has the largest priority so far. Its weight (size * P(i))^-β is divided by the largest weight in
@@ -47,14 +47,13 @@ class PrioritizedReplay:
         deduplicate: bool = False,
         storage: Storage = "memory",
     ):
-        self._device = torch.device(device)
-        layout = Layout(spec, num_envs, capacity, deduplicate)
-        self.grows = deduplicate  # the table of final observations is moved when it is full
-        self.ring = Ring(layout, gamma, n_step, storage, self._device, directory)
-        self._priorities = Priorities(layout.rows, self._device)
+        super().__init__(
+            spec=spec, num_envs=num_envs, gamma=gamma, total_steps=total_steps, seed=seed, device=device,
+            directory=directory, capacity=capacity, n_step=n_step, deduplicate=deduplicate, storage=storage,
+        )  # fmt: skip
+        self._priorities = Priorities(self.ring.layout.rows, self._device)
         self._alpha, self._beta, self._beta_end, self._epsilon = alpha, beta, beta_end, epsilon
-        self._num_envs, self._total_steps = num_envs, total_steps
-        self._generator = generator(seed, "replay", self._device)
+        self._total_steps = total_steps
 
     @staticmethod
     def nbytes(spec: Spec, num_envs: int, *, capacity: int, deduplicate: bool = False, **_: Any) -> int:
@@ -62,30 +61,21 @@ class PrioritizedReplay:
         layout = Layout(spec, num_envs, capacity, deduplicate)
         return layout.nbytes + Priorities.nbytes(layout.rows)
 
-    @property
-    def size(self) -> int:
-        """How many transitions can be drawn."""
-        return self.ring.size
-
     def add(
         self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
     ) -> None:
-        """Store one step of each environment, [N, ...]; `next_obs` is the true successor at an episode's end too."""
+        """Store one step of each environment, [N, ...], to be drawn with the largest priority."""
         head, layout = self.ring.head, self.ring.layout
-        self.ring.add(obs, action, reward, terminated, truncated, next_obs)
-        self._priorities.replace((head - layout.window) % layout.rows, head % layout.rows, self._num_envs)
+        super().add(obs, action, reward, terminated, truncated, next_obs)
+        self._priorities.replace((head - layout.window) % layout.rows, head % layout.rows, layout.num_envs)
 
-    def cut(self) -> None:
-        """Truncate the running episodes: the environments were reset in the middle of them."""
-        self.ring.cut()
-
-    def draw(self, batch_size: int, step: int) -> tuple[Tensor, Tensor]:
+    def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
         """What is random or changes with the step in a batch: uniform numbers [B] and β."""
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=self._generator, device=self._device)
         beta = self._beta + min(1.0, step / self._total_steps) * (self._beta_end - self._beta)
         return uniform, torch.tensor(beta, device=self._device)
 
-    def gather(self, uniform: Tensor, beta: Tensor) -> Batch:
+    def gather(self, uniform: Tensor, beta: Tensor) -> Batch:  # type: ignore[override]  # it takes what `draw` gives
         """The transitions that `draw` chose; traceable."""
         position, relative_leaf = self._priorities.draw(uniform)
         return self.ring.batch(position, relative_leaf**-beta)
@@ -97,13 +87,80 @@ class PrioritizedReplay:
 
     def state_dict(self) -> dict[str, Any]:
         """All but the ring's columns; see `Ring` for what an exact restoration needs."""
-        return {
-            "ring": self.ring.state_dict(),
-            "priorities": self._priorities.state_dict(),
-            "generator": self._generator.get_state(),
-        }
+        return super().state_dict() | {"priorities": self._priorities.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ring.load_state_dict(state["ring"])
+        super().load_state_dict(state)
         self._priorities.load_state_dict(state["priorities"])
-        self._generator.set_state(state["generator"])
+
+
+class Priorities:
+    """A leaf per row, p^α or 0 for a row that must not be drawn, in blocks with their sums and least positive leaves.
+
+    Two levels in place of a binary tree: the cumulative sum over all blocks of a million rows takes microseconds, and
+    a block that changed is summed anew, so rounding errors never build up and duplicates in a batch do no harm.
+    """
+
+    def __init__(self, rows: int, device: torch.device):
+        blocks = -(-rows // BLOCK)
+        self._leaves = torch.zeros(blocks, BLOCK, device=device)
+        self._sums = torch.zeros(blocks, dtype=torch.float64, device=device)
+        self._minima = torch.full((blocks,), torch.inf, device=device)
+        self._largest = torch.ones((), device=device)  # of all leaves ever written
+        # For a few rows numpy takes a third of a tensor's time.
+        parts = (self._leaves, self._sums, self._minima)
+        self._arrays = tuple(part.numpy() for part in parts) if device.type == "cpu" else ()
+
+    @staticmethod
+    def nbytes(rows: int) -> int:
+        return -(-rows // BLOCK) * (BLOCK * 4 + 8 + 4)
+
+    def replace(self, old: int, new: int, count: int) -> None:
+        """Rows [old, old + count) can no longer be drawn; rows [new, new + count) can, with the largest leaf so far."""
+        self._assign(old, count, 0.0)
+        self._assign(new, count, self._largest)
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B] for uniform numbers [B] float64 in [0, 1), one in each of B equal parts of the total, and their
+        leaves relative to the least positive one, [B] >= 1; traceable."""
+        cumulative = self._sums.cumsum(0)
+        strata = torch.arange(uniform.shape[0], device=uniform.device)
+        target = (strata + uniform) / uniform.shape[0] * cumulative[-1]
+        # Rounding must not lead past the last positive leaf, or before the first: neither could be drawn.
+        block = torch.searchsorted(cumulative, target.minimum(cumulative[-1] * BELOW_ONE), right=True)
+        leaves = self._leaves.index_select(0, block)
+        within = leaves.cumsum(1, dtype=torch.float64)
+        rest = (target - (cumulative[block] - self._sums[block])).clamp(min=0).minimum(within[:, -1] * BELOW_ONE)
+        place = torch.searchsorted(within, rest.unsqueeze(1), right=True)
+        return block * BLOCK + place.squeeze(1), leaves.gather(1, place).squeeze(1) / self._minima.min()
+
+    def update(self, row: Tensor, leaf: Tensor) -> None:
+        """Give rows [B] new leaves [B]; of a row that occurs twice either one counts, on a CPU the later. Traceable."""
+        block = row // BLOCK
+        self._leaves[block, row % BLOCK] = leaf  # a compiled scatter_reduce_ would copy all leaves
+        self._largest.copy_(self._largest.maximum(leaf.max()))
+        self._refresh(block)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it, not copied; the sums too, since compiled and eager code may round them differently."""
+        return {"leaves": self._leaves, "sums": self._sums, "minima": self._minima, "largest": self._largest}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+    def _assign(self, first: int, count: int, leaf: float | Tensor) -> None:
+        rows, blocks = slice(first, first + count), slice(first // BLOCK, (first + count - 1) // BLOCK + 1)
+        if self._arrays:
+            leaves, sums, minima = self._arrays
+            leaves.reshape(-1)[rows] = float(leaf)
+            sums[blocks] = leaves[blocks].sum(1, dtype=np.float64)
+            minima[blocks] = leaves[blocks].min(1, where=leaves[blocks] > 0, initial=np.inf)
+        else:
+            self._leaves.view(-1)[rows] = leaf
+            self._refresh(torch.arange(blocks.start, blocks.stop, device=self._leaves.device))
+
+    def _refresh(self, block: Tensor) -> None:
+        leaves = self._leaves.index_select(0, block)
+        self._sums[block] = leaves.sum(1, dtype=torch.float64)
+        self._minima[block] = torch.where(leaves > 0, leaves, torch.inf).amin(1)

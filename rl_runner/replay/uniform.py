@@ -8,10 +8,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rl_runner.envs import Spec
-from rl_runner.replay.batch import Batch
-from rl_runner.replay.columns import Storage
-from rl_runner.replay.layout import Layout
-from rl_runner.replay.ring import Ring
+from rl_runner.replay.layout import Layout, Storage
+from rl_runner.replay.ring import Batch, Ring
 from rl_runner.seeding import generator
 
 
@@ -64,7 +62,7 @@ class UniformReplay:
         """Truncate the running episodes: the environments were reset in the middle of them."""
         self.ring.cut()
 
-    def draw(self, batch_size: int, step: int) -> tuple[Tensor]:
+    def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
         """What is random in a batch: rows [B], counted since the run's start."""
         oldest, end, stream = self.ring.window_start, self.ring.head, self._generator
         return (torch.randint(oldest, end, (batch_size,), generator=stream, device=self._device),)
