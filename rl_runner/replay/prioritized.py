@@ -87,7 +87,8 @@ class PrioritizedReplay(UniformReplay):
 
     def state_dict(self) -> dict[str, Any]:
         """All but the ring's columns; see `Ring` for what an exact restoration needs."""
-        return super().state_dict() | {"priorities": self._priorities.state_dict()}
+        state = super().state_dict()
+        return {"ring": state["ring"], "priorities": self._priorities.state_dict(), "generator": state["generator"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
