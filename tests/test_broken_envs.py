@@ -22,7 +22,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from rl_runner.__main__ import main
 from rl_runner.config.schema import EnvConfig
 from rl_runner.config.validate import env_spec
-from rl_runner.envs import process
+from rl_runner.envs import Envs, process
 from rl_runner.errors import RunFailed, UserError, tell
 from rl_runner.persistence.checkpoint import newest
 from rl_runner.replay.uniform import UniformReplay
@@ -600,3 +600,16 @@ def test_a_saved_policy_meets_a_broken_environment(
     assert (code, len(lines)) == (2 if where == "render" else 1, 1)
     said = {"render": "cannot be filmed: SystemExit: 0"}.get(where, rf"raised SystemExit: 0 in {where}\(\) \(Odd-v0, ")
     assert re.search(said, lines[0]), lines[0]
+
+
+def test_what_a_compiler_changes_between_two_steps_is_not_the_environments(capsys: pytest.CaptureFixture[str]) -> None:
+    envs = Envs(EnvConfig(id="Pendulum-v1"), 1, seed=0)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 500)  # as Dynamo does
+    try:
+        for _ in range(300):
+            envs.step(torch.zeros(1, 1))
+        assert sys.getrecursionlimit() == before + 500
+    finally:
+        sys.setrecursionlimit(before)
+    assert capsys.readouterr().err == ""

@@ -76,7 +76,8 @@ def one_line(error: BaseException) -> str:
 
 def glance() -> tuple[Any, ...]:
     """What is cheap enough to be read around every step."""
-    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), (sys.stdout, sys.stderr))
+    streams, limit = (sys.stdout, sys.stderr), sys.getrecursionlimit()  # which Dynamo raises when it compiles
+    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), streams, limit)
 
 
 def _read() -> tuple[Any, ...]:
@@ -89,7 +90,6 @@ def _read() -> tuple[Any, ...]:
         [getsignal(signum) for signum in SIGNALS],
         [entry for entry in warnings.filters if entry[0] == "error"],
         np.geterr(),
-        sys.getrecursionlimit(),
         getattr(torch_device, "CURRENT_DEVICE", None),  # the public way takes longer than all the rest
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
@@ -123,6 +123,7 @@ CHEAP = Shared(
         ("torch's default dtype", torch.set_default_dtype),
         ("torch's number of threads", torch.set_num_threads),
         ("sys.stdout or sys.stderr", _set_streams),
+        ("the recursion limit", sys.setrecursionlimit),
     ),
 )
 # What the runner itself leaves alone while environments run.
@@ -133,7 +134,6 @@ LASTING = Shared(
         ("signal handlers", _set_handlers),
         ("which warnings are errors", _set_errors),
         ("NumPy's handling of floating-point errors", lambda old: np.seterr(**old)),
-        ("the recursion limit", sys.setrecursionlimit),
         ("torch's default device", torch.set_default_device),
         ("torch's precision of matrix products", torch.set_float32_matmul_precision),
         ("torch's use of deterministic algorithms", torch.use_deterministic_algorithms),
