@@ -1,7 +1,7 @@
 """Behaviour: ε schedules, ε-greedy choice, repeated random actions, Gaussian and Ornstein-Uhlenbeck action noise."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -130,3 +130,37 @@ def action_noise(
 ) -> GaussianNoise | OUNoise:
     """The configured noise process."""
     return (OUNoise if kind == "ou" else GaussianNoise)(action_dim, scale, generator)
+
+
+class NoisyPolicy:
+    """What the agents with a deterministic actor share: they explore with noise on the action (DDPG, TD3)."""
+
+    actor: Any
+    critics: Any
+    value: Any
+    noise: GaussianNoise | OUNoise
+    device: torch.device | str
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
+        """clip(μ(s) + noise), `[N, act]`."""
+        return self.behave(obs, self.noise(first)).cpu()
+
+    def behave(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return (self.actor(obs.to(self.device)) + noise.to(self.device)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """μ(s), `[N, act]`."""
+        return self.actor(obs.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def critique(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """μ(s) `[N, act]`, the critics' mean Q(s, μ(s)) `[N]` and no entropy bonus."""
+        obs = obs.to(self.device)
+        action = self.actor(obs)
+        q = self.value.mean(self.critics(obs, action)).mean(dim=0).cpu()
+        return action.cpu(), q, torch.zeros_like(q)
+
+    def exploration(self, step: int) -> dict[str, float]:
+        return {"policy/noise_scale": self.noise.scale}

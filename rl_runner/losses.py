@@ -23,29 +23,14 @@ def max_value(next_q: Tensor) -> Tensor:
     return next_q.amax(dim=-1)
 
 
-def double_value(next_q_target: Tensor, next_q_online: Tensor) -> Tensor:
-    """V(s') = Q⁻(s', argmax_a Q(s', a)): the online network selects, the target evaluates; `[B, A]` twice to `[B]`.
-
-    Double DQN, van Hasselt et al. 2016, eq. 4.
-    """
-    assert next_q_target.shape == next_q_online.shape
-    return select(next_q_target, next_q_online.argmax(dim=-1))
-
-
 def clipped_double_value(next_q: Tensor) -> Tensor:
     """V(s') = min_i Q⁻_i(s', ã'); `[E, B]` to `[B]` (TD3, Fujimoto et al. 2018, eq. 10)."""
     return next_q.amin(dim=-2)
 
 
-def soft_value(next_q: Tensor, next_log_prob: Tensor, alpha: Tensor | float) -> Tensor:
-    """V(s') = min_i Q⁻_i(s', a') - α log π(a'|s'); `[E, B]`, `[B]` to `[B]` (SAC, Haarnoja et al. 2018, eq. 3)."""
-    assert next_q.shape[-1:] == next_log_prob.shape[-1:]
-    return clipped_double_value(next_q) - alpha * next_log_prob
-
-
-def select(q: Tensor, action: Tensor) -> Tensor:
-    """Q(s, a) of the actions taken; `[B, A]` and int64 `[B]` to `[B]`."""
-    return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+def select(out: Tensor, action: Tensor) -> Tensor:
+    """What a network says of the actions taken; `[B, A, K]` and int64 `[B]` to `[B, K]`."""
+    return out.gather(-2, action[..., None, None].expand(*action.shape, 1, out.shape[-1])).squeeze(-2)
 
 
 def critic_loss(q: Tensor, target: Tensor, weight: Tensor, huber: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ Parameters are `[*lead, ...]`; inputs `[..., B, n_in]` broadcast against them; o
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import PositiveInt
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rl_runner.envs import Spec
+from rl_runner.wiring import names, wire
 
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "leaky_relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,12 +28,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class NetworkFactory(Protocol):
-    """What the `network` group composes to: everything but the dimensions is decided."""
+    """What the groups `network`, `actor_network` and `critic_network` compose to: all is decided but the dimensions."""
 
     def __call__(
-        self, *, n_in: int, n_out: int, lead: tuple[int, ...] = (), generator: torch.Generator | None = None
+        self, *, n_out: int, lead: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> nn.Module:
-        """A network from `[..., B, n_in]` to `[*lead, B, n_out]`."""
+        """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`."""
 
 
 class Linear(nn.Module):
@@ -83,8 +84,12 @@ class MLP(nn.Module):
         widths = [n_in, *hidden]
         self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
-        self.output = Linear(widths[-1], n_out, lead, generator)
         self.activation = ACTIVATIONS[activation]
+        self.add_output(widths[-1], n_out, lead, generator)
+
+    def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
+        """The layer after the last hidden one."""
+        self.output = Linear(n_in, n_out, lead, generator)
 
     def trunk(self, x: Tensor) -> Tensor:
         """The last hidden layer's activations."""
@@ -102,27 +107,9 @@ class Dueling(MLP):
 
     needs_discrete_actions = True
 
-    def __init__(
-        self,
-        *,
-        n_in: int,
-        n_out: int,
-        lead: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        hidden: Sequence[PositiveInt],
-        activation: Activation,
-        layer_norm: bool,
-    ):
-        super().__init__(
-            n_in=n_in,
-            n_out=n_out,
-            lead=lead,
-            generator=generator,
-            hidden=hidden,
-            activation=activation,
-            layer_norm=layer_norm,
-        )
-        self.value = Linear([n_in, *hidden][-1], 1, lead, generator)
+    def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
+        super().add_output(n_in, n_out, lead, generator)
+        self.value = Linear(n_in, 1, lead, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk(x)
@@ -130,80 +117,99 @@ class Dueling(MLP):
         return self.value(trunk) + advantage - advantage.mean(-1, keepdim=True)
 
 
-def features(obs: Tensor, spec: Spec) -> Tensor:
-    """Observations `[B, *obs]` as network input `[B, n]`: Discrete one-hot, uint8 scaled to [0, 1], the rest flat."""
-    if spec.num_states is not None:
-        return F.one_hot(obs, spec.num_states).float()
-    if spec.obs_dtype == torch.uint8:
-        obs = obs.float() / 255
-    return obs.reshape(*obs.shape[: obs.dim() - len(spec.obs_shape)], -1)
+class Net(nn.Module):
+    """A configured network behind an encoder: observations `[B, *obs]`, maybe actions, to `[*lead, B, n_out]`.
 
-
-def num_features(spec: Spec) -> int:
-    """Width of `features(obs, spec)`."""
-    return spec.num_states if spec.num_states is not None else torch.Size(spec.obs_shape).numel()
-
-
-class QNetwork(nn.Module):
-    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A]`."""
-
-    def __init__(self, spec: Spec, network: NetworkFactory, generator: torch.Generator):
-        super().__init__()
-        assert spec.num_actions is not None
-        self.spec = spec
-        self.net = network(n_in=num_features(spec), n_out=spec.num_actions, generator=generator)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.net(features(obs, self.spec))
-
-
-class Critics(nn.Module):
-    """An ensemble of Q(s, a): observations `[B, *obs]` and actions `[B, act]` to values `[E, B]`."""
-
-    def __init__(self, spec: Spec, network: NetworkFactory, size: int, generator: torch.Generator):
-        super().__init__()
-        assert spec.action_dim is not None
-        self.spec = spec
-        n_in = num_features(spec) + spec.action_dim
-        self.net = network(n_in=n_in, n_out=1, lead=(size,), generator=generator)
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(self._inputs(obs, action)).squeeze(-1)
-
-    def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_1(s, a) `[B]`, without computing the others."""
-        parameters = {name: p[0] for name, p in self.net.named_parameters()}
-        return functional_call(self.net, parameters, (self._inputs(obs, action),)).squeeze(-1)
-
-    def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
-        return torch.cat([features(obs, self.spec), action], dim=-1)
-
-
-class DeterministicActor(nn.Module):
-    """μ(s) in [-1, 1]: `[B, *obs]` to `[B, act]`."""
-
-    def __init__(self, spec: Spec, network: NetworkFactory, generator: torch.Generator):
-        super().__init__()
-        assert spec.action_dim is not None
-        self.spec = spec
-        self.net = network(n_in=num_features(spec), n_out=spec.action_dim, generator=generator)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.net(features(obs, self.spec)))
-
-
-class GaussianActor(nn.Module):
-    """Mean and log standard deviation before squashing: `[B, *obs]` to two `[B, act]`; log σ clamped."""
+    A network whose constructor names `spec` reads the observations as they are, and a critic's actions as a second
+    argument; one whose `forward` names `training` is told whether it learns.
+    """
 
     def __init__(
-        self, spec: Spec, network: NetworkFactory, generator: torch.Generator, log_std_min: float, log_std_max: float
+        self,
+        spec: Spec,
+        network: NetworkFactory,
+        encoder: Any,
+        generator: torch.Generator,
+        n_out: int,
+        n_action: int = 0,
+        lead: tuple[int, ...] = (),
     ):
         super().__init__()
-        assert spec.action_dim is not None
-        self.spec = spec
-        self.log_std_min, self.log_std_max = log_std_min, log_std_max
-        self.net = network(n_in=num_features(spec), n_out=2 * spec.action_dim, generator=generator)
+        self.encoder = None if names(network, "spec") else encoder
+        sizes = {"n_in": encoder.n_out + n_action, "n_out": n_out, "lead": lead}
+        self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
+        self.net.eval()  # whether it learns is an argument here, never a mode
+        self.told = names(self.net.forward, "training")
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.net(features(obs, self.spec)).chunk(2, dim=-1)
-        return mean, log_std.clamp(self.log_std_min, self.log_std_max)
+    def inputs(self, obs: Tensor, *action: Tensor) -> tuple[Tensor, ...]:
+        """What the network is called with."""
+        if self.encoder is None:
+            return obs, *action
+        features = self.encoder(obs)
+        return (torch.cat([features, *action], dim=-1) if action else features,)
+
+    def output(self, *inputs: Tensor, training: bool) -> Tensor:
+        """The network's output for observations, and actions where it takes them."""
+        inputs = self.inputs(*inputs)
+        return self.net(*inputs, training=training) if self.told else self.net(*inputs)
+
+
+class QNetwork(Net):
+    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A, K]`, K outputs of the value head each."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
+        assert spec.num_actions is not None
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs)
+        self.shape = (spec.num_actions, outputs)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return self.output(obs, training=training).unflatten(-1, self.shape)
+
+
+class Critics(Net):
+    """An ensemble of Q(s, a): observations `[B, *obs]` and actions `[B, act]` to `[E, B, K]`."""
+
+    def __init__(
+        self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, size: int, generator: torch.Generator
+    ):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, outputs, spec.action_dim, lead=(size,))
+
+    def forward(self, obs: Tensor, action: Tensor, training: bool = False) -> Tensor:
+        return self.output(obs, action, training=training)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_1(s, a) `[B, K]`, without computing the others."""
+        tensors = {name: t[0] if t.dim() else t for name, t in self.net.state_dict(keep_vars=True).items()}
+        return functional_call(self.net, tensors, self.inputs(obs, action))
+
+
+class DeterministicActor(Net):
+    """μ(s) in [-1, 1]: `[B, *obs]` to `[B, act]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, spec.action_dim)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return torch.tanh(self.output(obs, training=training))
+
+
+class GaussianActor(Net):
+    """Mean and log standard deviation before squashing: `[B, *obs]` to two `[B, act]`; log σ clamped to `bounds`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        network: NetworkFactory,
+        encoder: Any,
+        generator: torch.Generator,
+        bounds: tuple[float, float],
+    ):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, 2 * spec.action_dim)
+        self.bounds = bounds
+
+    def forward(self, obs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.output(obs, training=training).chunk(2, dim=-1)
+        return mean, log_std.clamp(*self.bounds)

@@ -1,6 +1,6 @@
 """Gradient steps and target updates: the only places where parameters change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch.optim.sgd import sgd
 OptimizerFactory = Callable[..., Optimizer]
 
 
-def build(factory: OptimizerFactory, params: Sequence[Any], lr: float | None = None) -> Optimizer:
-    """The configured optimizer over tensors or PyTorch's groups of them, its state allocated; `lr` beats its own."""
-    optimizer = factory(params=list(params)) if lr is None else factory(params=list(params), lr=lr)
+def build(factory: OptimizerFactory, params: Iterable[Any]) -> Optimizer:
+    """The configured optimizer over tensors or PyTorch's groups of them, its state allocated."""
+    optimizer = factory(params=list(params))
     if traceable(optimizer):
         for p in parameters(optimizer):
             optimizer.state[p].update(initial_state(optimizer, p))
@@ -79,15 +79,23 @@ def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) 
 
 
 def polyak(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """θ⁻ ← τθ + (1-τ)θ⁻, in place (Lillicrap et al. 2016)."""
+    """θ⁻ ← τθ + (1-τ)θ⁻, in place (Lillicrap et al. 2016); buffers, such as running statistics, alike."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+        torch._foreach_lerp_(_tensors(target, floating=True), _tensors(online, floating=True), tau)
+        if counts := _tensors(target, floating=False):
+            torch._foreach_copy_(counts, _tensors(online, floating=False))
 
 
 def hard_copy(target: nn.Module, online: nn.Module) -> None:
-    """θ⁻ ← θ, in place (Mnih et al. 2015)."""
+    """θ⁻ ← θ, buffers too, in place (Mnih et al. 2015)."""
     with torch.no_grad():
-        torch._foreach_copy_(list(target.parameters()), list(online.parameters()))
+        for floating in (True, False):
+            if tensors := _tensors(target, floating):
+                torch._foreach_copy_(tensors, _tensors(online, floating))
+
+
+def _tensors(module: nn.Module, floating: bool) -> list[Tensor]:
+    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() is floating]
 
 
 def traceable(optimizer: Optimizer) -> bool:

@@ -16,6 +16,9 @@ class Agent(Protocol):
     the critic evaluates, for `eval/q_bias`; `stochastic = True` if that policy is not `act`; `exploration(step)` ->
     floats by tag; `learn(batch, *noise)` and `behave(obs, *noise)`, the parts of `update` and of `explore` that can be
     captured as graphs: they read no numbers or flags that change but their arguments.
+
+    What has to be saved of it is named in `PARTS` (`persistence/state.py`), or given by `state_dict()` and taken back
+    by `load_state_dict(state)`.
     """
 
     gamma: float
@@ -29,12 +32,6 @@ class Agent(Protocol):
 
     def update(self, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
         """Learn once; detached 0-dimensional metrics by tag, and the TD error's size per sample `[B]`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
 
 
 class Replay(Protocol):

@@ -1,8 +1,6 @@
 """One run from a config to its result: wires the parts by keyword, then trains, evaluates and writes what came out."""
 
-import functools
 import hashlib
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +8,7 @@ from typing import Any
 
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
+from rl_runner.encoders import Flat
 from rl_runner.envs import Envs, Spec
 from rl_runner.envs.spaces import one_line
 from rl_runner.errors import RunFailed
@@ -22,12 +21,14 @@ from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
 from rl_runner.persistence.saver import Saver
 from rl_runner.persistence.session import Session
-from rl_runner.persistence.state import tensors
+from rl_runner.persistence.state import state_of, tensors
 from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
 from rl_runner.train import Run, due_row, train, training_row, updates_due
+from rl_runner.values import Scalar
+from rl_runner.wiring import wire
 
 
 def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
@@ -51,14 +52,12 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
         "device": resolve_device(config.device),
         "network": factory("network", config.network, config.plugins),
         "optimizer": factory("optimizer", config.optimizer, config.plugins),
+        "encoder": Flat,
+        "value": Scalar,
     }
+    for part in ("actor", "critic", "alpha"):
+        wired |= {f"{part}_network": wired["network"], f"{part}_optimizer": wired["optimizer"]}
     return wire(factory("algo", config.algo, config.plugins), wired), wired
-
-
-def wire(make: functools.partial[Any], available: dict[str, Any]) -> Any:
-    """Call `make` with those of the available parts that its signature names."""
-    wanted = inspect.signature(make.func).parameters
-    return make(**{name: part for name, part in available.items() if name in wanted})
 
 
 def run(config: Config, directory: Path) -> dict[str, Any]:
@@ -178,7 +177,7 @@ def reason(error: BaseException) -> str:
 def params_sha256(agent: Agent) -> str:
     """A fingerprint of every tensor of the agent's state."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors(agent.state_dict())):
+    for name, tensor in sorted(tensors(state_of(agent))):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

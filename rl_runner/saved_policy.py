@@ -18,6 +18,7 @@ from rl_runner.envs.state import SeededEnv
 from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
+from rl_runner.persistence.state import load_state
 from rl_runner.protocols import Agent
 from rl_runner.quiet import quiet
 from rl_runner.run import build_agent
@@ -49,7 +50,7 @@ def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
     env = SeededEnv(config.env, (config.seed, "spec", 0))
     agent, _ = build_agent(config, env.spec)
     env.close()
-    agent.load_state_dict(saved.state["agent"])
+    load_state(agent, saved.state["agent"])
     return agent, saved.step, saved.origin["environment"][0]
 
 

@@ -20,8 +20,11 @@ from rl_runner.algos.sac import SAC
 from rl_runner.algos.td3 import TD3
 from rl_runner.config.compose import CONFIGS, parse_composed
 from rl_runner.config.schema import Config
+from rl_runner.encoders import Flat
 from rl_runner.envs import Spec
 from rl_runner.networks import MLP
+from rl_runner.values import Scalar
+from rl_runner.wiring import names
 
 torch.set_num_threads(1)
 
@@ -30,10 +33,10 @@ CONTINUOUS = Spec((3,), torch.float32, None, None, 2, 1, None)
 
 COMMON = {"seed": 1, "device": "cpu", "gamma": 0.9, "batch_size": 5, "max_grad_norm": None}
 EPSILON = {"epsilon_schedule": "linear", "epsilon_min": 0.1, "epsilon_fraction": 0.5, "epsilon_decay": 0.9}
-OFF_POLICY = COMMON | {"spec": CONTINUOUS, "tau": 0.3, "actor_lr": None}
+OFF_POLICY = COMMON | {"spec": CONTINUOUS, "tau": 0.3}
 TARGETS = {"target_update": "hard", "target_every": 10, "tau": 0.3, "epsilon_mu": None}
 SMOOTHING = {"policy_noise": 0.7, "noise_clip": 0.5, "policy_delay": 2, "actor_objective": "q1"}
-ENTROPY = {"alpha": "auto", "initial_alpha": 0.4, "target_entropy": None, "alpha_lr": None}
+ENTROPY = {"alpha": "auto", "initial_alpha": 0.4, "target_entropy": None}
 AGENTS: dict[str, tuple[type, dict[str, Any]]] = {
     "dqn": (DQN, COMMON | EPSILON | TARGETS | {"spec": DISCRETE, "total_steps": 100, "double": False, "huber": False}),
     "ddpg": (DDPG, OFF_POLICY | {"noise": "gaussian", "noise_scale": 0.1}),
@@ -47,10 +50,16 @@ def make_agent() -> Callable[..., Any]:
     """Builds an agent of 3 observations with two hidden layers; any of its keys can be changed."""
 
     def make(name: str, **keys: Any) -> Any:
+        """`network`, `optimizer`: of every part; `actor_lr`, `alpha_lr`: other learning rates for these."""
         target, defaults = AGENTS[name]
-        network = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False)
-        optimizer = functools.partial(torch.optim.SGD, lr=0.1)
-        return target(**{"network": network, "optimizer": optimizer} | defaults | keys)
+        network = keys.pop("network", functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False))
+        optimizer = keys.pop("optimizer", functools.partial(torch.optim.SGD, lr=0.1))
+        parts: dict[str, Any] = {"encoder": Flat, "value": Scalar, "network": network}
+        for part in ("", "actor_", "critic_", "alpha_"):
+            lr = keys.pop(f"{part}lr", None)
+            parts[f"{part}network"] = network
+            parts[f"{part}optimizer"] = functools.partial(optimizer, lr=lr) if lr else optimizer
+        return target(**{part: made for part, made in parts.items() if names(target, part)} | defaults | keys)
 
     return make
 

@@ -14,6 +14,7 @@ from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
 from rl_runner.optim import with_linear_decay
+from rl_runner.persistence.state import state_of
 from rl_runner.replay import PrioritizedReplay, UniformReplay
 from rl_runner.run import build
 from rl_runner.train import train
@@ -107,7 +108,7 @@ def tensors_of(state: Any, name: str = "") -> dict[str, Tensor]:
 
 
 def assert_close(compiled: Any, eager: Any, rtol: float, atol: float) -> None:
-    ours, theirs = tensors_of(compiled.state_dict()), tensors_of(eager.state_dict())
+    ours, theirs = tensors_of(state_of(compiled)), tensors_of(state_of(eager))
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(
@@ -285,7 +286,7 @@ def test_what_cannot_be_captured_runs_eager_and_says_why(make_agent: Any, monkey
 
 def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
     agent = make_agent("sac", optimizer=functools.partial(torch.optim.Adagrad, lr=0.1))
-    before = {name: value.clone() for name, value in tensors_of(agent.state_dict()).items()}
+    before = {name: value.clone() for name, value in tensors_of(state_of(agent)).items()}
     learn("eager", agent, filled_replay("sac"), 3)
-    after = tensors_of(agent.state_dict())
+    after = tensors_of(state_of(agent))
     assert all(not torch.equal(before[name], after[name]) for name in before if "net" in name or name == ".log_alpha")

@@ -24,7 +24,7 @@ from rl_runner.errors import RunFailed, UserError
 from rl_runner.persistence import checkpoint, snapshot
 from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal
 from rl_runner.persistence.continuation import restore
-from rl_runner.persistence.state import tensors
+from rl_runner.persistence.state import state_of, tensors
 from rl_runner.replay import UniformReplay
 from rl_runner.replay.rowlog import RowLog, verify
 from rl_runner.run import build, prepare
@@ -331,7 +331,7 @@ def test_whatever_of_the_agents_state_is_not_finite_is_named(
 ) -> None:
     run = build(configure(f"algo={algo}", f"env={env}", "tuned=none", "network.hidden=[4]"), None)
     snapshot.check(run)
-    state = {path.strip("/").replace("/", "."): tensor for path, tensor in tensors(run.agent.state_dict())}
+    state = {path.strip("/").replace("/", "."): tensor for path, tensor in tensors(state_of(run.agent))}
     assert culprit in state, list(state)
     state[culprit].fill_(torch.nan)
     with pytest.raises(RunFailed, match=f"^{re.escape(culprit)} is not finite"):

@@ -8,6 +8,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from rl_runner import losses
+from rl_runner.values import Scalar, critic_report
 
 
 def tensor(*values: object) -> torch.Tensor:
@@ -42,26 +43,29 @@ def test_dqn_takes_the_largest_target_value() -> None:
     assert same(losses.max_value(NEXT_Q), tensor(5.0, 9.0, -1.0))
 
 
-def test_double_dqn_selects_online_and_evaluates_with_the_target() -> None:
-    assert same(losses.double_value(NEXT_Q, ONLINE), tensor(1.0, 4.0, -4.0))
-    assert same(losses.double_value(ONLINE, NEXT_Q), tensor(1.0, 1.0, -5.0))  # swapped: another answer
-
-
-def test_select_takes_the_action_of_each_row() -> None:
-    assert same(losses.select(NEXT_Q, torch.tensor([2, 0, 3])), tensor(2.0, 3.0, -4.0))
+def test_select_takes_the_outputs_of_the_action_of_each_row() -> None:
+    outputs = torch.stack([NEXT_Q, ONLINE], dim=-1)  # K = 2
+    assert same(losses.select(outputs, torch.tensor([2, 0, 3])), tensor([2.0, 2.0], [3.0, 0.0], [-4.0, -2.0]))
 
 
 def test_clipped_double_value_is_the_minimum_per_row() -> None:
     assert same(losses.clipped_double_value(ENSEMBLE), tensor(1.0, 2.0, -5.0))
 
 
-def test_soft_value_subtracts_the_weighted_log_probability() -> None:
-    assert same(losses.soft_value(ENSEMBLE, LOG_PROB, 0.2), tensor(1 + 0.2, 2 - 0.1, -5 - 0.4))
-
-
-def test_soft_value_refuses_a_log_probability_of_another_batch() -> None:
+def test_a_scalar_head_regresses_on_the_lower_critic_with_the_entropy_bonus() -> None:
+    value = Scalar()
+    lower = value.pessimistic(ENSEMBLE.unsqueeze(-1))
+    assert same(lower, tensor([1.0], [2.0], [-5.0]))
+    target = value.target(REWARD, DISCOUNT, lower, bonus=-0.2 * LOG_PROB)
+    assert same(target, tensor(1 + 0.9 * (1 + 0.2), -2.0, 0.5 + 0.81 * (-5 - 0.4)))
+    assert same(value.target_mean(target), target)
     with pytest.raises(AssertionError):
-        losses.soft_value(ENSEMBLE, LOG_PROB.unsqueeze(-1), 0.2)
+        value.target(REWARD, DISCOUNT, lower, bonus=LOG_PROB.unsqueeze(-1))
+    weight = tensor(1.0, 0.5, 2.0)
+    assert same(value.loss(ENSEMBLE.unsqueeze(-1), target, weight), losses.critic_loss(ENSEMBLE, target, weight))
+    metrics, td_error = critic_report(value, ENSEMBLE.unsqueeze(-1), target)
+    assert same(metrics["values/q_mean"], ENSEMBLE.mean())
+    assert same(td_error, (target - ENSEMBLE).abs())
 
 
 def test_critic_loss_is_a_weighted_mean_over_the_batch() -> None:

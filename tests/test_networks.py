@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_runner import losses
+from rl_runner.encoders import Flat, Shared
 from rl_runner.envs import Spec
 from rl_runner.networks import (
     ACTIVATIONS,
@@ -18,13 +20,12 @@ from rl_runner.networks import (
     Dueling,
     GaussianActor,
     QNetwork,
-    features,
-    num_features,
 )
-from rl_runner.optim import build, minimize
+from rl_runner.optim import build, hard_copy, minimize, polyak
 
 PLAIN = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False)
 BOX = Spec((3,), torch.float32, None, None, 2, 1, None)
+DISCRETE = Spec((3,), torch.float32, None, 4, None, 1, None)
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -137,45 +138,47 @@ def test_a_stack_of_networks_trains_as_separate_ones(float64: None) -> None:
     ],
 )  # fmt: skip
 def test_features(spec: Spec, obs: Tensor, want: list[list[float]]) -> None:
-    got = features(obs, spec)
+    encoder = Flat(spec=spec)
+    got = encoder(obs)
     assert torch.allclose(got, torch.tensor(want, dtype=torch.float32))
-    assert got.shape[-1] == num_features(spec)
+    assert got.shape[-1] == encoder.n_out
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_critics_see_observation_and_action_and_differ(size: int) -> None:
-    critics = Critics(BOX, PLAIN, size, stream())
+    critics = Critics(BOX, PLAIN, Flat(spec=BOX), 1, size, stream())
     obs, action = torch.randn(5, 3, generator=stream(1)), torch.randn(5, 2, generator=stream(2))
     q = critics(obs, action)
-    assert q.shape == (size, 5)
+    assert q.shape == (size, 5, 1)
     member = PLAIN(n_in=5, n_out=1)
     for e in range(size):
         member.load_state_dict({name: values[e] for name, values in critics.net.state_dict().items()})
-        assert torch.allclose(q[e], member(torch.cat([obs, action], dim=1))[:, 0], atol=1e-6)
-    assert len({round(value.item(), 6) for value in q[:, 0]}) == size
+        assert torch.allclose(q[e], member(torch.cat([obs, action], dim=1)), atol=1e-6)
+    assert len({round(value.item(), 6) for value in q[:, 0, 0]}) == size
 
 
 @pytest.mark.parametrize(
     ("build_network", "shape"),
     [
-        (lambda: QNetwork(Spec((3,), torch.float32, None, 4, None, 1, None), PLAIN, stream()), (5, 4)),
-        (lambda: DeterministicActor(BOX, PLAIN, stream()), (5, 2)),
+        (lambda: QNetwork(DISCRETE, PLAIN, Flat(spec=DISCRETE), 1, stream()), (5, 4, 1)),
+        (lambda: QNetwork(DISCRETE, PLAIN, Flat(spec=DISCRETE), 3, stream()), (5, 4, 3)),
+        (lambda: DeterministicActor(BOX, PLAIN, Flat(spec=BOX), stream()), (5, 2)),
     ],
 )
-def test_shapes_of_the_other_networks(build_network: Callable[[], nn.Module], shape: tuple[int, int]) -> None:
+def test_shapes_of_the_other_networks(build_network: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     network = build_network()
     assert network(torch.randn(5, 3, generator=stream(1))).shape == shape
 
 
 def test_deterministic_actions_lie_within_bounds() -> None:
-    actor = DeterministicActor(BOX, PLAIN, stream())
+    actor = DeterministicActor(BOX, PLAIN, Flat(spec=BOX), stream())
     obs = 100 * torch.randn(50, 3, generator=stream(1))
     assert torch.equal(actor(obs), actor.net(obs).tanh())
     assert actor(obs).abs().max() <= 1
 
 
 def test_gaussian_actor_splits_its_output_and_clamps_log_std() -> None:
-    actor = GaussianActor(BOX, PLAIN, stream(), log_std_min=-0.1, log_std_max=0.05)
+    actor = GaussianActor(BOX, PLAIN, Flat(spec=BOX), stream(), bounds=(-0.1, 0.05))
     obs = 10 * torch.randn(50, 3, generator=stream(1))
     mean, log_std = actor(obs)
     out = actor.net(obs)
@@ -184,3 +187,69 @@ def test_gaussian_actor_splits_its_output_and_clamps_log_std() -> None:
     assert (log_std == -0.1).any()
     assert (log_std == torch.tensor(0.05)).any()
     assert ((log_std > -0.1) & (log_std < 0.05)).any()
+
+
+class Statistics(nn.Module):
+    """Normalises by running statistics, which only learning moves; and looks at observations of any shape."""
+
+    def __init__(self, *, spec: Spec, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None):
+        super().__init__()
+        n_in = torch.Size(spec.obs_shape).numel() + (spec.action_dim or 0 if n_out == 1 else 0)
+        self.body = MLP(n_in=n_in, n_out=n_out, lead=lead, generator=generator, hidden=[5], activation="relu",
+                        layer_norm=False)  # fmt: skip
+        self.register_buffer("mean", torch.zeros(*lead, 1, n_in))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, *inputs: Tensor, training: bool = False) -> Tensor:
+        x = torch.cat([x.flatten(1) for x in inputs], dim=-1)
+        if training:
+            self.mean.lerp_(x.mean(dim=0).detach().expand_as(self.mean), 0.5)
+            self.seen += 1
+        return self.body(x - self.mean)
+
+
+def test_a_network_may_read_the_observation_and_keep_running_statistics() -> None:
+    critics = Critics(BOX, Statistics, Flat(spec=BOX), 1, 2, stream())
+    target = deepcopy(critics)
+    obs, action = torch.randn(5, 3, generator=stream(1)), torch.randn(5, 2, generator=stream(2))
+    before = critics(obs, action)
+    assert torch.equal(critics(obs, action), before)
+    assert torch.allclose(critics.first(obs, action), before[0])
+    critics(obs, action, training=True)
+    mean = torch.cat([obs, action], dim=1).mean(dim=0)
+    assert torch.allclose(critics.net.mean, (0.5 * mean).expand(2, 1, 5))
+    assert not torch.equal(critics(obs, action), before)
+    assert torch.allclose(critics.first(obs, action), critics(obs, action)[0])
+    assert torch.equal(target(obs, action), before)
+    polyak(target, critics, 0.5)
+    assert torch.allclose(target.net.mean, (0.25 * mean).expand(2, 1, 5))
+    assert target.net.seen == 1
+    hard_copy(target, critics)
+    assert torch.equal(target(obs, action), critics(obs, action))
+
+
+def test_an_actor_reads_the_critics_encoder_without_training_or_copying_it() -> None:
+    class Scaled(Flat):
+        """An encoder with a parameter."""
+
+        def __init__(self, *, spec: Spec):
+            super().__init__(spec=spec)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, obs: Tensor) -> Tensor:
+            return self.scale * super().forward(obs)
+
+    encoder = Scaled(spec=BOX)
+    critics, actor = (
+        Critics(BOX, PLAIN, encoder, 1, 2, stream()),
+        DeterministicActor(BOX, PLAIN, Shared(encoder), stream()),
+    )
+    assert "encoder.scale" in dict(critics.named_parameters())
+    assert "encoder.scale" not in actor.state_dict()
+    obs, copy = torch.randn(5, 3, generator=stream(1)), deepcopy(actor)
+    (gradient,) = torch.autograd.grad(actor(obs).sum(), encoder.scale, allow_unused=True, materialize_grads=True)
+    assert gradient == 0
+    encoder.scale.data.fill_(2.0)
+    assert torch.equal(copy(obs), actor(obs))
+    assert torch.equal(actor(obs), actor.net(2 * obs).tanh())
+    assert not torch.equal(deepcopy(critics).encoder.scale, torch.ones(()))

@@ -62,7 +62,7 @@ def test_learning_rates_fall_like_a_scheduler_of_pytorch(
 
         def __init__(self, net: nn.Sequential):
             self.body = build(functools.partial(kind, **keys), list(net[0].parameters()))
-            self.head = build(functools.partial(kind, **keys), list(net[2].parameters()), lr=0.05)
+            self.head = build(functools.partial(kind, **keys | {"lr": 0.05}), net[2].parameters())
 
     net, twin = network(), network()
     agent = Agent(net)
@@ -163,7 +163,6 @@ def test_gradients_are_clipped_like_torchs(float64: None, max_norm: float) -> No
 def test_build_takes_another_learning_rate_if_one_is_given() -> None:
     factory = functools.partial(Adam, lr=0.5)
     assert build(factory, list(network().parameters())).param_groups[0]["lr"] == 0.5
-    assert build(factory, list(network().parameters()), 0.25).param_groups[0]["lr"] == 0.25
 
 
 def test_parameters_come_in_the_order_of_their_groups() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rl_runner.algos.q_learning import QLearning
 from rl_runner.envs import Spec
+from rl_runner.persistence.state import load_state, state_of
 from rl_runner.replay import Batch
 
 Params = dict[str, Tensor]
@@ -465,8 +466,8 @@ def test_an_agent_goes_on_exactly_from_its_saved_state(
     for step in range(15):
         agent.explore(obs, step, first)
         agent.update(batch_of(step, discrete), step)
-    torch.save(agent.state_dict(), tmp_path / "state.pt")
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.save(state_of(agent), tmp_path / "state.pt")
+    load_state(other, torch.load(tmp_path / "state.pt", weights_only=True))
     for step in range(15, 25):
         assert torch.equal(agent.explore(obs, step, ~first), other.explore(obs, step, ~first))
         (metrics, td_error), (others, other_error) = (a.update(batch_of(step, discrete), step) for a in (agent, other))
@@ -480,7 +481,7 @@ def test_q_learning_goes_on_exactly_from_its_saved_state() -> None:
     batch = Batch(obs, torch.tensor([1, 2]), ones, 0.9 * ones, 1 - obs, ones, obs)
     agent.update(batch, 0)
     agent.explore(obs, 0, obs == 0)
-    other.load_state_dict(agent.state_dict())
+    load_state(other, state_of(agent))
     agent.update(batch, 1)
     other.update(batch, 1)
     assert torch.equal(agent.table, other.table)

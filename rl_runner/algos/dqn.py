@@ -1,23 +1,26 @@
 """DQN (Mnih et al. 2015) and, with `double=true`, Double DQN (van Hasselt et al. 2016)."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
+from rl_runner.encoders import EncoderFactory
 from rl_runner.envs import Spec
 from rl_runner.explore import RepeatedActions, epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
 from rl_runner.networks import NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, build, hard_copy, minimize, polyak
-from rl_runner.persistence.state import pack, unpack
 from rl_runner.ranges import AboveOne, Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
+from rl_runner.values import Value, critic_report
+from rl_runner.wiring import wire
 
 
 class DQN:
@@ -38,6 +41,8 @@ class DQN:
         self,
         *,
         spec: Spec,
+        encoder: EncoderFactory,
+        value: Callable[[], Value],
         network: NetworkFactory,
         optimizer: OptimizerFactory,
         seed: int,
@@ -67,9 +72,12 @@ class DQN:
         self.epsilon = schedule_of(epsilon_schedule, epsilon_min, epsilon_fraction, epsilon_decay, total_steps)
         self.behaviour = generator(seed, "behaviour")
         self.repeats = RepeatedActions(epsilon_mu, self.behaviour)
-        self.q = QNetwork(spec, network, generator(seed, "init")).to(device)
+        self.value = value()
+        init = generator(seed, "init")
+        features = wire(encoder, {"spec": spec, "generator": init})
+        self.q = QNetwork(spec, network, features, self.value.outputs, init).to(device)
         self.target_q = deepcopy(self.q).requires_grad_(False)
-        self.optimizer = build(optimizer, list(self.q.parameters()))
+        self.optimizer = build(optimizer, self.q.parameters())
 
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
@@ -87,14 +95,14 @@ class DQN:
         return self.greedy(obs).cpu()
 
     def greedy(self, obs: Tensor) -> Tensor:
-        return self.q(obs.to(self.device)).argmax(dim=-1)
+        return self.value.mean(self.q(obs.to(self.device))).argmax(dim=-1)
 
     behave = greedy
 
     @torch.no_grad()
     def critique(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The greedy action, max_a Q(s, a) and no entropy bonus, each `[N]`."""
-        q, action = self.q(obs.to(self.device)).cpu().max(dim=-1)
+        q, action = self.value.mean(self.q(obs.to(self.device))).cpu().max(dim=-1)
         return action, q, torch.zeros_like(q)
 
     def exploration(self, step: int) -> dict[str, float]:
@@ -109,25 +117,16 @@ class DQN:
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
-            next_q = self.target_q(batch.next_obs)
-            if self.double:
-                next_value = losses.double_value(next_q, self.q(batch.next_obs))
-            else:
-                next_value = losses.max_value(next_q)
-            target = losses.td_target(batch.reward, batch.discount, next_value)
+            next_out = self.target_q(batch.next_obs)
+            judge = self.q(batch.next_obs) if self.double else next_out
+            next_action = self.value.mean(judge).argmax(dim=-1)
+            target = self.value.target(batch.reward, batch.discount, losses.select(next_out, next_action))
 
-        q = losses.select(self.q(batch.obs), batch.action)
-        loss = losses.critic_loss(q, target, batch.weight, self.huber)
-        grad_norm = minimize(loss, self.optimizer, self.max_grad_norm)
+        out = losses.select(self.q(batch.obs, training=True), batch.action)
+        grad_norm = minimize(self.value.loss(out, target, batch.weight, self.huber), self.optimizer, self.max_grad_norm)
 
         if self.tau is not None:
             polyak(self.target_q, self.q, self.tau)
 
-        td_error = target - q.detach()
-        return losses.critic_metrics(q, target) | {"grads/q_norm": grad_norm}, td_error.abs()
-
-    def state_dict(self) -> dict[str, Any]:
-        return pack(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        unpack(self, state)
+        metrics, td_error = critic_report(self.value, out, target)
+        return metrics | {"grads/q_norm": grad_norm}, td_error

@@ -1,6 +1,6 @@
 """Tabular Q-learning (Watkins 1989; Sutton & Barto 2018, section 6.5)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import FiniteFloat, NonNegativeFloat, PositiveFloat
@@ -10,7 +10,6 @@ from rl_runner import losses
 from rl_runner.envs import Spec
 from rl_runner.explore import epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
-from rl_runner.persistence.state import pack, unpack
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -91,9 +90,3 @@ class QLearning:
         step_size = self.learning_rate * self.visits[pair] ** -self.learning_rate_decay
         self.table.index_put_(pair, step_size * td_error, accumulate=True)
         return losses.critic_metrics(q, target), td_error.abs()
-
-    def state_dict(self) -> dict[str, Any]:
-        return pack(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        unpack(self, state)

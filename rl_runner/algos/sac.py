@@ -1,28 +1,31 @@
 """SAC (Haarnoja et al. 2018, 2018b): maximum-entropy actor-critic with a learned or a fixed temperature."""
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import FiniteFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
+from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
 from rl_runner.networks import Critics, GaussianActor, NetworkFactory
 from rl_runner.optim import OptimizerFactory, build, minimize, polyak
-from rl_runner.persistence.state import pack, unpack
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
+from rl_runner.values import Value, critic_report
+from rl_runner.wiring import wire
 
 
 class SAC:
     """Soft actor-critic with a squashed Gaussian policy and twin critics.
 
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
-    `target_entropy` (null: -dim(A)); a number fixes it. `alpha_lr`, `actor_lr`: learning rates, null for the
-    optimizer's. `log_std_min`, `log_std_max`: bounds of log σ. `max_grad_norm`: clip actor and critic gradients.
+    `target_entropy` (null: -dim(A)); a number fixes it. `log_std_min`, `log_std_max`: bounds of log σ.
+    `max_grad_norm`: clip actor and critic gradients.
     """
 
     actions = "continuous"
@@ -44,8 +47,13 @@ class SAC:
         self,
         *,
         spec: Spec,
-        network: NetworkFactory,
-        optimizer: OptimizerFactory,
+        encoder: EncoderFactory,
+        value: Callable[[], Value],
+        actor_network: NetworkFactory,
+        critic_network: NetworkFactory,
+        actor_optimizer: OptimizerFactory,
+        critic_optimizer: OptimizerFactory,
+        alpha_optimizer: OptimizerFactory,
         seed: int,
         device: torch.device | str,
         gamma: Fraction,
@@ -56,8 +64,6 @@ class SAC:
         target_entropy: FiniteFloat | None,
         log_std_min: FiniteFloat,
         log_std_max: FiniteFloat,
-        actor_lr: PositiveFloat | None,
-        alpha_lr: PositiveFloat | None,
         max_grad_norm: PositiveFloat | None,
     ):
         assert spec.action_dim is not None
@@ -66,17 +72,19 @@ class SAC:
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
         self.sampling = generator(seed, "sampling", device)
+        self.value = value()
         init = generator(seed, "init")
-        self.actor = GaussianActor(spec, network, init, log_std_min, log_std_max).to(device)
-        self.critics = Critics(spec, network, size=2, generator=init).to(device)
+        features = wire(encoder, {"spec": spec, "generator": init})
+        self.actor = GaussianActor(spec, actor_network, Shared(features), init, (log_std_min, log_std_max)).to(device)
+        self.critics = Critics(spec, critic_network, features, self.value.outputs, 2, init).to(device)
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
-        self.actor_optimizer = build(optimizer, list(self.actor.parameters()), actor_lr)
-        self.critic_optimizer = build(optimizer, list(self.critics.parameters()))
+        self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
+        self.critic_optimizer = build(critic_optimizer, self.critics.parameters())
         self.learn_alpha = alpha == "auto"
         self.log_alpha = torch.tensor(float(initial_alpha if alpha == "auto" else alpha), device=device).log()
         self.log_alpha.requires_grad_(self.learn_alpha)
         undecayed = {"params": [self.log_alpha], "weight_decay": 0.0}  # decay would pull α towards 1
-        self.alpha_optimizer = build(optimizer, [undecayed], alpha_lr)
+        self.alpha_optimizer = build(alpha_optimizer, [undecayed])
         self.target_entropy = float(-spec.action_dim if target_entropy is None else target_entropy)
 
     @torch.no_grad()
@@ -100,12 +108,12 @@ class SAC:
         obs = obs.to(self.device)
         noise = torch.randn(len(obs), self.action_dim, generator=generator).to(self.device)
         action, log_prob = self.sample(obs, noise)
-        q = self.critics(obs, action).mean(dim=0)
+        q = self.value.mean(self.critics(obs, action)).mean(dim=0)
         return action.cpu(), q.cpu(), (-self.log_alpha.exp() * log_prob).cpu()
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """a = tanh(μ(s) + σ(s) noise) `[B, act]` and log π(a|s) `[B]`."""
-        mean, log_std = self.actor(obs)
+        mean, log_std = self.actor(obs, training=training)
         return losses.squashed_gaussian(mean, log_std, noise)
 
     def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -119,19 +127,19 @@ class SAC:
 
         with torch.no_grad():
             next_action, next_log_prob = self.sample(batch.next_obs, next_noise)
-            next_q = self.target_critics(batch.next_obs, next_action)
-            next_value = losses.soft_value(next_q, next_log_prob, alpha)
-            target = losses.td_target(batch.reward, batch.discount, next_value)
+            next_out = self.value.pessimistic(self.target_critics(batch.next_obs, next_action))
+            target = self.value.target(batch.reward, batch.discount, next_out, bonus=-alpha * next_log_prob)
 
-        q = self.critics(batch.obs, batch.action)
-        loss = losses.critic_loss(q, target, batch.weight)
-        critic_norm = minimize(loss, self.critic_optimizer, self.max_grad_norm)
+        out = self.critics(batch.obs, batch.action, training=True)
+        critic_norm = minimize(self.value.loss(out, target, batch.weight), self.critic_optimizer, self.max_grad_norm)
 
-        action, log_prob = self.sample(batch.obs, noise)
-        actor_loss = losses.soft_actor_loss(self.critics(batch.obs, action), log_prob, alpha)
+        action, log_prob = self.sample(batch.obs, noise, training=True)
+        policy_q = self.value.mean(self.critics(batch.obs, action))
+        actor_loss = losses.soft_actor_loss(policy_q, log_prob, alpha)
         actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
 
-        metrics = losses.critic_metrics(q, target) | {
+        metrics, td_error = critic_report(self.value, out, target)
+        metrics |= {
             "losses/actor_loss": actor_loss.detach(),
             "policy/entropy": -log_prob.detach().mean(),
             "policy/alpha": alpha,
@@ -146,10 +154,4 @@ class SAC:
 
         polyak(self.target_critics, self.critics, self.tau)
 
-        return metrics, (target - q.detach()).abs().mean(dim=0)
-
-    def state_dict(self) -> dict[str, Any]:
-        return pack(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        unpack(self, state)
+        return metrics, td_error.mean(dim=0)

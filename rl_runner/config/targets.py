@@ -27,12 +27,28 @@ ROLES = {
     "algo": Role(
         "rl_runner.algos",
         "rl_runner.protocols.Agent",
-        frozenset({"spec", "network", "optimizer", "seed", "device", "total_steps"}),
+        frozenset(
+            {
+                "spec",
+                "network",
+                "optimizer",
+                "encoder",
+                "value",
+                "actor_network",
+                "critic_network",
+                "actor_optimizer",
+                "critic_optimizer",
+                "alpha_optimizer",
+                "seed",
+                "device",
+                "total_steps",
+            }
+        ),
     ),
     "network": Role(
         "rl_runner.networks",
         "rl_runner.networks.NetworkFactory",
-        frozenset({"n_in", "n_out", "lead", "generator"}),
+        frozenset({"n_in", "n_out", "lead", "generator", "spec"}),
     ),
     "optimizer": Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"})),
     "replay": Role(

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.persistence.state import tensors
+from rl_runner.persistence.state import load_state, state_of, tensors
 from rl_runner.train import Run, schedules
 
 
 def check(run: Run) -> None:
     """RunFailed with the culprit's name if a metric or a number of the agent's state is not finite: do not save it."""
     run.averages.check()
-    for path, tensor in tensors(run.agent.state_dict()):
+    for path, tensor in tensors(state_of(run.agent)):
         if not torch.isfinite(tensor).all():
             name = path.strip("/").replace("/", ".")
             raise RunFailed(f"{name} is not finite: try a smaller optimizer.lr or set algo.max_grad_norm")
@@ -27,7 +27,7 @@ def take(run: Run) -> dict[str, Any]:
         "last_row": run.stopwatch.row,
         "finished_episodes": run.finished_episodes,
         "schedules": schedules(run),
-        "agent": run.agent.state_dict(),
+        "agent": state_of(run.agent),
         "replay": run.replay.state_dict(),
         "envs": run.envs.state_dict(),
         "averages": run.averages.state_dict(),
@@ -38,7 +38,7 @@ def take(run: Run) -> dict[str, Any]:
 def put_back(run: Run, state: dict[str, Any]) -> None:
     """Restore everything but environments and rows; UserError if the state is that of another kind of run."""
     try:
-        run.agent.load_state_dict(state["agent"])
+        load_state(run.agent, state["agent"])
         run.replay.load_state_dict(state["replay"])
         run.averages.load_state_dict(state["averages"])
         run.warm_up.set_state(state["warm_up"])

@@ -1,7 +1,8 @@
 """The state of an object as nested dicts of tensors and numbers that need no pickle.
 
-The object names its parts in `PARTS`: modules, optimizers, tensors, random generators, counters, or anything with
-`state_dict` and `load_state_dict`. Loading copies into the tensors that exist, so a captured graph keeps seeing them.
+An agent either has `state_dict` and `load_state_dict`, or names its parts in `PARTS`: modules, optimizers, tensors,
+random generators, counters, or anything that has those methods. Loading copies into the tensors that exist, so a
+captured graph keeps seeing them.
 """
 
 from collections.abc import Mapping
@@ -14,21 +15,8 @@ from torch.optim import Optimizer
 from rl_runner.optim import parameters, traceable
 
 
-def pack(owner: Any) -> dict[str, Any]:
-    """The state of every part by its name; not copies."""
-    return {name: _state_of(getattr(owner, name)) for name in owner.PARTS}
-
-
-def unpack(owner: Any, state: Mapping[str, Any]) -> None:
-    """Put a packed state back into the parts."""
-    for name in owner.PARTS:
-        if isinstance(getattr(owner, name), int):
-            setattr(owner, name, state[name])
-        else:
-            _restore(getattr(owner, name), state[name])
-
-
-def _state_of(part: Any) -> Any:
+def state_of(part: Any) -> Any:
+    """The state of an object or of one of its parts; not copies."""
     match part:
         case int():
             return part
@@ -38,10 +26,13 @@ def _state_of(part: Any) -> Any:
             return part.detach()
         case Optimizer() if traceable(part):
             return [part.state[p] for p in parameters(part)]
+    if hasattr(part, "PARTS"):
+        return {name: state_of(getattr(part, name)) for name in part.PARTS}
     return part.state_dict()
 
 
-def _restore(part: Any, state: Any) -> None:
+def load_state(part: Any, state: Any) -> None:
+    """Put a state back."""
     match part:
         case torch.Generator():
             part.set_state(state)
@@ -51,6 +42,12 @@ def _restore(part: Any, state: Any) -> None:
             for p, saved in zip(parameters(part), state, strict=True):
                 for key, value in saved.items():
                     part.state[p][key].copy_(value)
+        case _ if hasattr(part, "PARTS"):
+            for name in part.PARTS:
+                if isinstance(getattr(part, name), int):
+                    setattr(part, name, state[name])
+                else:
+                    load_state(getattr(part, name), state[name])
         case _:
             part.load_state_dict(state)
 
