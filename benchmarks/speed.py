@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
@@ -77,6 +78,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     from rl_runner.logger import Logger
     from rl_runner.machine import num_threads
     from rl_runner.run import build
+    from rl_runner.sinks import TensorBoard
     from rl_runner.train import train
 
     sys.path.insert(0, str(composing.PACKAGE / "_plugins"))
@@ -92,7 +94,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     torch.set_num_threads(num_threads(parsed.config.threads))
     with TemporaryDirectory() as directory:
         parts = build(parsed.config, Path(directory))
-        logger = Logger(Path(directory), {})
+        logger = Logger(Path(directory), {"tensorboard": partial(TensorBoard, directory=Path(directory), hparams={})})
         update = build_update(parts.agent, parts.replay, parts.averages, mode)
         train(parts, update, lambda row: logger.write(parts.step, row), lambda: clock.tick(parts.step))
         logger.close()

@@ -4,17 +4,18 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from rl_runner.curves import Curves
+from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.persistence import durable
 from rl_runner.rundir import METRICS
+from rl_runner.sinks import Sink
 
 
 class Averages:
@@ -69,13 +70,17 @@ def finite(row: Mapping[str, float]) -> dict[str, float]:
 
 
 class Logger:
-    """Writes rows `{"step": int, tag: float, ...}` to metrics.jsonl and the same points for TensorBoard.
+    """Writes rows `{"step": int, tag: float, ...}` to metrics.jsonl, and hands them to the sinks.
 
     A row that a full disk does not take waits in memory until there is room.
     """
 
     def __init__(
-        self, directory: Path, hparams: Mapping[str, Any], step: int = 0, written: Mapping[str, Any] | None = None
+        self,
+        directory: Path,
+        sinks: Mapping[str, Callable[..., Sink]],
+        step: int = 0,
+        written: Mapping[str, Any] | None = None,
     ):
         """Start the files of a run, or continue them where `sync`, at `step`, said that it had `written` them."""
         self._path = directory / METRICS
@@ -86,7 +91,10 @@ class Logger:
         if whole_lines < length:
             print(f"{self._path} has lost its end: rows before step {step:,} are missing", file=sys.stderr)
         self._file.truncate(whole_lines)
-        self._curves = Curves(directory, hparams, step, written["curves"] if written else None)
+        self._sinks = {name: Guarded(name, make) for name, make in sinks.items()}
+        states = written.get("sinks", {"tensorboard": written.get("curves")}) if written else {}
+        for name, sink in self._sinks.items():
+            sink.begin(step, states.get(name))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One row; values that are not finite are left out."""
@@ -94,20 +102,23 @@ class Logger:
         self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
         with suppress(OSError):  # sync tries again, and no checkpoint goes without it
             self._drain()
-        self._curves.write(step, row)
+        for sink in self._sinks.values():
+            sink.write(step, row)
 
     def sync(self) -> dict[str, Any]:
-        """Bring all rows to the disk, or raise OSError; the lengths of the files, for continuing them."""
+        """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""
         with durable.named(self._path):
             self._drain()
             os.fsync(self._file.fileno())
-        return {"metrics": self._path.stat().st_size, "curves": self._curves.sync(self._rows)}
+        states = {name: sink.sync(self._rows) for name, sink in self._sinks.items()}
+        return {"metrics": self._path.stat().st_size, "sinks": states}
 
     def close(self) -> None:
         """Bring all rows to the disk, or raise OSError, for good."""
         self.sync()
         self._file.close()
-        self._curves.close()
+        for sink in self._sinks.values():
+            sink.close()
 
     def _drain(self) -> None:
         while self._waiting:
@@ -117,3 +128,49 @@ class Logger:
         for line in self._path.read_bytes().splitlines():
             row = json.loads(line)
             yield row.pop("step"), row
+
+
+class Guarded:
+    """A sink whose errors are said once; then it is left alone until the next `sync`, which makes it anew."""
+
+    def __init__(self, name: str, make: Callable[..., Sink]):
+        """`make`: takes `step` and `state`."""
+        self._name, self._make = name, make
+        self._sink: Any = None
+
+    def begin(self, step: int, state: Mapping[str, Any] | None) -> None:
+        """Start, or go on from a state; without one the next `sync` makes the sink, from all rows."""
+        if state or not step:
+            self._attempt(lambda: self._open(step, state))
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        if self._sink:
+            self._attempt(lambda: self._sink.write(step, row))
+
+    def sync(self, rows: Callable[[], Iterable[tuple[int, Mapping[str, float]]]]) -> dict[str, Any]:
+        """What the sink needs to go on; empty if it pauses."""
+        if not self._sink:
+            self._attempt(lambda: self._again(rows()))
+        state: dict[str, Any] = {}
+        if self._sink:
+            self._attempt(lambda: state.update(self._sink.sync()))
+        return state
+
+    def close(self) -> None:
+        if self._sink:
+            self._attempt(lambda: self._sink.close())
+
+    def _open(self, step: int, state: Mapping[str, Any] | None) -> None:
+        self._sink = self._make(step=step, state=state)
+
+    def _again(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        self._open(0, None)
+        for step, row in rows:
+            self._sink.write(step, row)
+
+    def _attempt(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._sink = None
+            print(f"{self._name} pauses ({one_line(error)}); metrics.jsonl goes on", file=sys.stderr)

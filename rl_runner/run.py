@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
+from rl_runner.sinks import TensorBoard
 from rl_runner.train import Run, due_row, train, training_row, updates_due
 from rl_runner.values import Scalar
 from rl_runner.wiring import wire
@@ -112,7 +114,8 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     session.begin(lambda: parts.step, config.total_steps)
     save_config(config, directory / CONFIG)
     (directory / RESULT).unlink(missing_ok=True)
-    logger = Logger(directory, header.hparams(config), parts.step, saved.state["written"] if saved else None)
+    sinks = {"tensorboard": partial(TensorBoard, directory=directory, hparams=header.hparams(config))}
+    logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None)
     progress = Progress(config.total_steps, parts.step)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
