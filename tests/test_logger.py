@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,7 +14,7 @@ ROWS = [(1, {"a": 1.0}), (2, {"a": 2.0, "b": 0.5}), (3, {"a": 3.0})]
 class Memory:
     """A sink that keeps its rows, and fails where it is told."""
 
-    made: list["Memory"] = []
+    made: ClassVar[list["Memory"]] = []
     failing = ""
 
     def __init__(self, *, step: int, state: Any):

@@ -236,7 +236,11 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     ),
     "the replay's rows are not synced": (RowLog, "sync", lambda log, description: None),
     "metrics.jsonl is not synced": (
-        Logger, "sync", lambda log: {"metrics": log._path.stat().st_size, "sinks": {name: sink.sync(log._rows) for name, sink in log._sinks.items()}},
+        Logger, "sync",
+        lambda log: {
+            "metrics": log._path.stat().st_size,
+            "sinks": {name: sink.sync(log._rows) for name, sink in log._sinks.items()},
+        },
     ),
 }  # fmt: skip
 
