@@ -1,7 +1,7 @@
 """Gradient steps and target updates: the only places where parameters change."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,19 +108,9 @@ def traceable(optimizer: Optimizer) -> bool:
 
 def initial_state(optimizer: Optimizer, p: Tensor) -> dict[str, Tensor]:
     """The state that PyTorch's optimizer would create at its first step, so that a graph sees it from the start."""
-    group = optimizer.param_groups[0]
-    zeros, step = torch.zeros_like, torch.zeros((), device=p.device)
-    match optimizer:
-        case Adam() | AdamW():
-            state = {"step": step, "exp_avg": zeros(p), "exp_avg_sq": zeros(p)}
-            return state | ({"max_exp_avg_sq": zeros(p)} if group["amsgrad"] else {})
-        case RMSprop():
-            state = {"step": step, "square_avg": zeros(p)}
-            state |= {"momentum_buffer": zeros(p)} if group["momentum"] > 0 else {}
-            return state | ({"grad_avg": zeros(p)} if group["centered"] else {})
-        case SGD():
-            return {"momentum_buffer": zeros(p)} if group["momentum"] > 0 else {}
-    return {}
+    group, form = optimizer.param_groups[0], FUNCTIONAL[type(optimizer)]
+    names = [name for name, needed in form.states.items() if needed is None or group[needed]]
+    return {name: torch.zeros_like(p) if name != "step" else torch.zeros((), device=p.device) for name in names}
 
 
 def apply(optimizer: Optimizer, grads: Sequence[Tensor]) -> None:
@@ -130,56 +120,43 @@ def apply(optimizer: Optimizer, grads: Sequence[Tensor]) -> None:
             p.grad = grad
         optimizer.step()
         return
-    remaining = iter(grads)
+    form, remaining = FUNCTIONAL[type(optimizer)], iter(grads)
     for group in optimizer.param_groups:
         params = group["params"]
-        FUNCTIONAL[type(optimizer)](optimizer, group, params, [next(remaining) for _ in params])
+        # By position: under torch.compile the functional forms look for the step counts there.
+        states = [[optimizer.state[p].get(name) for p in params] for name in form.states]
+        options = {key: group[key] for key in form.keys}
+        if "betas" in group:
+            options["beta1"], options["beta2"] = group["betas"]
+        if "step" in form.states:
+            options["capturable"] = params[0].is_cuda
+        form.function(params, [next(remaining) for _ in params], *states, **options)
 
 
-def _states(optimizer: Optimizer, params: list[Tensor], name: str) -> list[Any]:
-    # To be passed by position: under torch.compile the functional forms look for the step counts there.
-    return [optimizer.state[p][name] for p in params if name in optimizer.state[p]]
+class Form(NamedTuple):
+    """An optimizer as a function of parameters, gradients, states and options."""
+
+    function: Callable[..., None]
+    states: dict[str, str | None]  # in the function's order; each with the option without which there is none
+    keys: tuple[str, ...]
 
 
-def _adam(optimizer: Optimizer, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-    adam(
-        params,
-        grads,
-        _states(optimizer, params, "exp_avg"),
-        _states(optimizer, params, "exp_avg_sq"),
-        _states(optimizer, params, "max_exp_avg_sq"),
-        _states(optimizer, params, "step"),
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        capturable=params[0].is_cuda,
-        decoupled_weight_decay=group["decoupled_weight_decay"],
-        **{key: group[key] for key in ("amsgrad", "lr", "weight_decay", "eps", "maximize", "foreach")},
-    )
-
-
-def _rmsprop(optimizer: Optimizer, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-    keys = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize", "foreach")
-    rmsprop(
-        params,
-        grads,
-        _states(optimizer, params, "square_avg"),
-        _states(optimizer, params, "grad_avg"),
-        _states(optimizer, params, "momentum_buffer"),
-        _states(optimizer, params, "step"),
-        capturable=params[0].is_cuda,
-        **{key: group[key] for key in keys},
-    )
-
-
-def _sgd(optimizer: Optimizer, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-    buffers = _states(optimizer, params, "momentum_buffer") or [None] * len(params)
-    keys = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize", "foreach")
-    sgd(params, grads, buffers, **{key: group[key] for key in keys})
-
-
-FUNCTIONAL: dict[type, Callable[[Optimizer, dict[str, Any], list[Tensor], list[Tensor]], None]] = {
-    Adam: _adam,
-    AdamW: _adam,
-    RMSprop: _rmsprop,
-    SGD: _sgd,
+ADAM = Form(
+    adam,
+    {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad", "step": None},
+    ("lr", "weight_decay", "decoupled_weight_decay", "eps", "amsgrad", "maximize", "foreach"),
+)
+FUNCTIONAL: dict[type, Form] = {
+    Adam: ADAM,
+    AdamW: ADAM,
+    RMSprop: Form(
+        rmsprop,
+        {"square_avg": None, "grad_avg": "centered", "momentum_buffer": "momentum", "step": None},
+        ("lr", "weight_decay", "alpha", "eps", "momentum", "centered", "maximize", "foreach"),
+    ),
+    SGD: Form(
+        sgd,
+        {"momentum_buffer": "momentum"},
+        ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize", "foreach"),
+    ),
 }
