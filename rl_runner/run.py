@@ -10,6 +10,7 @@ from typing import Any
 
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
+from rl_runner.config.targets import PARTS
 from rl_runner.envs import Envs, Spec
 from rl_runner.envs.spaces import one_line
 from rl_runner.errors import RunFailed
@@ -49,9 +50,9 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
         "total_steps": config.total_steps,
         "seed": config.seed,
         "device": resolve_device(config.device),
-        "network": factory("network", config.network, config.plugins),
-        "optimizer": factory("optimizer", config.optimizer, config.plugins),
     }
+    for name in ("network", "optimizer", *PARTS):
+        wired[name] = factory(name, config.group(name), config.plugins)
     return wire(factory("algo", config.algo, config.plugins), wired), wired
 
 

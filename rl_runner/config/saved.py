@@ -38,7 +38,7 @@ def override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
     for text in overrides:
         try:
             (parsed,) = OverridesParser.create().parse_overrides([opened(text)])
-            key, value = parsed.key_or_group, parsed.value()
+            key, value = parsed.package or parsed.key_or_group, parsed.value()
             if parsed.is_delete() or parsed.is_sweep_override():
                 problems.append(f"{text}: a saved run takes key=value, one value each")
             elif key in ("env", *GROUPS) and not isinstance(value, dict):
