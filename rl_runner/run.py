@@ -9,7 +9,7 @@ from typing import Any
 
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
-from rl_runner.encoders import Flat
+from rl_runner.config.targets import PARTS
 from rl_runner.envs import Envs, Spec
 from rl_runner.envs.spaces import one_line
 from rl_runner.errors import RunFailed
@@ -27,9 +27,7 @@ from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
-from rl_runner.sinks import TensorBoard
 from rl_runner.train import Run, due_row, train, training_row, updates_due
-from rl_runner.values import Scalar
 from rl_runner.wiring import wire
 
 
@@ -52,13 +50,9 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
         "total_steps": config.total_steps,
         "seed": config.seed,
         "device": resolve_device(config.device),
-        "network": factory("network", config.network, config.plugins),
-        "optimizer": factory("optimizer", config.optimizer, config.plugins),
-        "encoder": Flat,
-        "value": Scalar,
     }
-    for part in ("actor", "critic", "alpha"):
-        wired |= {f"{part}_network": wired["network"], f"{part}_optimizer": wired["optimizer"]}
+    for name in ("network", "optimizer", "encoder", "value", *PARTS):
+        wired[name] = factory(name, config.group(name), config.plugins)
     return wire(factory("algo", config.algo, config.plugins), wired), wired
 
 
@@ -114,7 +108,12 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     session.begin(lambda: parts.step, config.total_steps)
     save_config(config, directory / CONFIG)
     (directory / RESULT).unlink(missing_ok=True)
-    sinks = {"tensorboard": partial(TensorBoard, directory=directory, hparams=header.hparams(config))}
+    sinks = {
+        name: partial(
+            factory(f"loggers.{name}", group, config.plugins), directory=directory, hparams=header.hparams(config)
+        )
+        for name, group in config.loggers.items()
+    }
     logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None)
     progress = Progress(config.total_steps, parts.step)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_runner.config.problems import unknown_choice
+from rl_runner.config.targets import GROUPS, PARTS
 from rl_runner.config.words import as_typed
 from rl_runner.errors import UserError, tell
 from rl_runner.notes import CONFIGS as CONFIGS
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
 SWEEPERS = tuple(f"hydra_plugins.rl_runner.sweeper.{name}" for name in ("GridSweeper", "OptunaSweeper"))
-CHOICES = ("algo", "env", "network", "optimizer", "replay", "tuned")
+CHOICES = ("env", *GROUPS, "tuned")
 
 
 def train_job(composed: DictConfig) -> Any:
@@ -88,7 +89,10 @@ def parse_composed(composed: DictConfig, hydra: Any) -> "Parsed":
     from rl_runner.config.schema import parse, plain
 
     values, written = plain(composed)
-    chosen = {group: str(name) for group, name in hydra.runtime.choices.items() if group in CHOICES}
+    choices = {group.rpartition("@")[2]: name for group, name in hydra.runtime.choices.items()}
+    chosen = {
+        group: str(name) for group, name in choices.items() if group in CHOICES and not (group in PARTS and not name)
+    }
     tuned, known = chosen.pop("tuned", "none"), _known("tuned", hydra)
     if tuned in known and tuned != "none":
         chosen["tuned"] = tuned

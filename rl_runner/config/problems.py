@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError
 
-from rl_runner.config.words import as_typed
-
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
@@ -64,6 +62,10 @@ ELSEWHERE = {
 }
 
 
+# Keys of older versions, and what they are called now.
+RENAMED = {"algo.actor_lr": "actor_optimizer.lr", "algo.alpha_lr": "alpha_optimizer.lr"}
+
+
 def closest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `word` is probably a misspelling of, if any."""
     by_lower = {name.lower(): name for name in candidates}
@@ -79,6 +81,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The line for a key, a dotted path, that does not exist among all those that do."""
+    if key in RENAMED:
+        return f"{key}: is now {RENAMED[key]}"
     names = list(known)
     parent, _, last = key.rpartition(".")
     siblings = {_last_part(name): name for name in names if name.rpartition(".")[0] == parent}
@@ -127,6 +131,8 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
     """The line for an override that Hydra refuses, from what Hydra says about it in several."""
     from hydra.errors import MissingConfigException, OverrideParseException  # the completion does not wait for these
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    from rl_runner.config.words import as_typed
 
     override = as_typed(override)
     key, _, value = override.lstrip("+~").partition("=")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_runner.config.problems import flat_keys, override_problem
+from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS
 from rl_runner.config.words import opened
 from rl_runner.errors import UserError
@@ -20,7 +21,7 @@ def read(path: Path) -> tuple[DictConfig, list[str]]:
     """The content of a saved config, and the command line that stands above it."""
     try:
         text = path.read_text("utf-8")
-        saved = OmegaConf.create(yaml.safe_load(text))
+        saved = OmegaConf.create(renamed(yaml.safe_load(text)))
     except FileNotFoundError:
         raise UserError(_no_run(path.parent)) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
@@ -28,6 +29,18 @@ def read(path: Path) -> tuple[DictConfig, list[str]]:
     if not isinstance(saved, DictConfig):
         raise UserError(f"{path} is not the config of a run")
     return saved, command_line_of(text)
+
+
+def renamed(config: Any) -> Any:
+    """A config from before some keys of our algorithms were renamed, with the new ones; null said nothing."""
+    algo = config.get("algo") if isinstance(config, dict) else None
+    if not isinstance(algo, dict) or not str(algo.get("_target_")).startswith("rl_runner."):
+        return config
+    config = config | {"algo": dict(algo)}
+    for (_, key), (part, new) in ((old.split("."), new.split(".")) for old, new in RENAMED.items()):
+        if (value := config["algo"].pop(key, None)) is not None:
+            config[part] = config.get(part, {}) | {new: value}
+    return config
 
 
 def override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
@@ -38,7 +51,7 @@ def override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
     for text in overrides:
         try:
             (parsed,) = OverridesParser.create().parse_overrides([opened(text)])
-            key, value = parsed.key_or_group, parsed.value()
+            key, value = parsed.package or parsed.key_or_group, parsed.value()
             if parsed.is_delete() or parsed.is_sweep_override():
                 problems.append(f"{text}: a saved run takes key=value, one value each")
             elif key in ("env", *GROUPS) and not isinstance(value, dict):

@@ -7,12 +7,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from rl_runner.config.interpolation import Written, plain, reaching_out
 from rl_runner.config.problems import value_problems
 from rl_runner.config.saved import override, read
-from rl_runner.config.targets import GROUPS, Strict, factory, import_plugins, read_group, within
+from rl_runner.config.targets import (
+    GROUPS,
+    PARTS,
+    ROLES,
+    Strict,
+    factory,
+    import_plugins,
+    is_difference,
+    names,
+    read_groups,
+    within,
+)
 from rl_runner.config.words import spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import durable
@@ -69,7 +89,8 @@ class RunLevel(Strict):
 
 
 # What a file from before a key existed means.
-YOUNGER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+DEFAULTS_ADDED_LATER |= {name: role.missing for name, role in ROLES.items() if role.missing}
 
 
 class Config(RunLevel):
@@ -80,12 +101,31 @@ class Config(RunLevel):
     network: dict[str, Any]
     optimizer: dict[str, Any]
     replay: dict[str, Any]
+    # Differences of one part of the agent to `network` or `optimizer`, or another class with all its keys.
+    actor_network: dict[str, Any] = Field(default_factory=dict)
+    critic_network: dict[str, Any] = Field(default_factory=dict)
+    actor_optimizer: dict[str, Any] = Field(default_factory=dict)
+    critic_optimizer: dict[str, Any] = Field(default_factory=dict)
+    alpha_optimizer: dict[str, Any] = Field(default_factory=dict)
+    encoder: dict[str, Any]
+    value: dict[str, Any]
+    loggers: dict[str, dict[str, Any]]
     # The names of the chosen files, for people to read: {"algo": "ddqn", ..., "tuned": "ddqn_CartPole-v1"}.
     chosen: dict[str, str] = Field(default_factory=dict)
 
     # Values that came from the process environment, by path, as they were written: secrets stay out of files.
     _written: Written = PrivateAttr(default_factory=dict)
     _command_line: list[str] = PrivateAttr(default_factory=list)
+
+    def group(self, name: str) -> dict[str, Any]:
+        """All keys of a group; of a part of the agent also those that it shares with the group that it differs from."""
+        own: dict[str, Any] = getattr(self, name)
+        base = ROLES[name].base
+        return getattr(self, base) | own if base and is_difference(own) else own
+
+    @model_serializer(mode="wrap")
+    def _without_empty_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value or name not in PARTS}
 
 
 class Parsed(NamedTuple):
@@ -101,28 +141,33 @@ def parse(
     raw: Mapping[str, Any], chosen: Mapping[str, str], written: Written, command_line: Sequence[str] = ()
 ) -> Parsed:
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
-    run_level = {key: value for key, value in raw.items() if key not in ("env", *GROUPS)}
+    run_level = {key: value for key, value in raw.items() if key not in ("env", "loggers", *GROUPS)}
     plugins = _strings(raw.get("plugins"))
     plugin_problems = import_plugins(plugins)
-    groups = {name: read_group(name, raw.get(name), plugins) for name in GROUPS}
     env_keys = [f"env.{key}" for key in EnvConfig.model_fields]
-    known = [
-        *RunLevel.model_fields,
-        "env",
-        *env_keys,
-        *GROUPS,
-        *(key for group in groups.values() for key in group.keys),
-    ]
+    known = [*RunLevel.model_fields, "env", *env_keys, "loggers", *GROUPS]
+    values = {name: raw.get(name, ROLES[name].missing) for name in GROUPS}
+    loggers = raw.get("loggers", ROLES["loggers"].missing)
+    if not isinstance(loggers, Mapping):
+        return Parsed(None, None, {}, ["loggers: choose them by name, loggers=[tensorboard], see --help"])
+    values |= {f"loggers.{name}": group for name, group in loggers.items()}
+    groups = read_groups(values, plugins, known)
+    known += [key for group in groups.values() for key in group.keys]
     env_problems = _problems(EnvConfig, raw.get("env"), known, "env.")
     env = None if env_problems else EnvConfig.model_validate(raw["env"])
     problems = _problems(RunLevel, run_level, known) + plugin_problems + env_problems
+    algo = groups["algo"].target
     for name, group in groups.items():
-        problems += group.problems and read_group(name, raw.get(name), plugins, known).problems
+        if algo and values[name] and name in PARTS and not names(algo, name):
+            problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
+        else:
+            problems += group.problems
     targets = {name: group.target for name, group in groups.items() if group.target}
     if problems:
         return Parsed(None, env, targets, problems)
-    values = {name: group.values for name, group in groups.items()}
-    config = Config.model_validate({**raw, **values, "chosen": dict(chosen)})
+    sound: dict[str, Any] = {name: group.values for name, group in groups.items()}
+    sound["loggers"] = {name: sound.pop(f"loggers.{name}") for name in loggers}
+    config = Config.model_validate({**raw, **sound, "chosen": dict(chosen)})
     config._written.update(written)
     config._command_line.extend(command_line)
     return Parsed(config, env, targets, problems)

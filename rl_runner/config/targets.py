@@ -21,40 +21,51 @@ class Role(NamedTuple):
     package: str  # ours, or PyTorch's, in which the class is defined
     protocol: str  # what it fulfils, or is a subclass of
     wired: frozenset[str]  # constructor parameters that the runner passes; every other one is a key of the config
+    base: str | None = None  # the group that this one holds differences to, for one part of an agent
+    missing: Mapping[str, Any] | None = None  # what a config from before the group existed means
 
 
+NETWORK = Role(
+    "rl_runner.networks",
+    "rl_runner.networks.NetworkFactory",
+    frozenset({"n_in", "n_out", "lead", "generator", "spec"}),
+)
+OPTIMIZER = Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"}))
+PARTS = {
+    "actor_network": NETWORK._replace(base="network", missing={}),
+    "critic_network": NETWORK._replace(base="network", missing={}),
+    "actor_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
+    "critic_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
+    "alpha_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
+}
 ROLES = {
     "algo": Role(
         "rl_runner.algos",
         "rl_runner.protocols.Agent",
-        frozenset(
-            {
-                "spec",
-                "network",
-                "optimizer",
-                "encoder",
-                "value",
-                "actor_network",
-                "critic_network",
-                "actor_optimizer",
-                "critic_optimizer",
-                "alpha_optimizer",
-                "seed",
-                "device",
-                "total_steps",
-            }
-        ),
+        frozenset({"spec", "network", "optimizer", "encoder", "value", "seed", "device", "total_steps", *PARTS}),
     ),
-    "network": Role(
-        "rl_runner.networks",
-        "rl_runner.networks.NetworkFactory",
-        frozenset({"n_in", "n_out", "lead", "generator", "spec"}),
+    "network": NETWORK,
+    "optimizer": OPTIMIZER,
+    "encoder": Role(
+        "rl_runner.encoders",
+        "rl_runner.encoders.EncoderFactory",
+        frozenset({"spec", "generator"}),
+        missing={"_target_": "rl_runner.encoders.Flat"},
     ),
-    "optimizer": Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"})),
+    "value": Role(
+        "rl_runner.values", "rl_runner.values.Value", frozenset(), missing={"_target_": "rl_runner.values.Scalar"}
+    ),
     "replay": Role(
         "rl_runner.replay",
         "rl_runner.protocols.Replay",
         frozenset({"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"}),
+    ),
+    **PARTS,
+    "loggers": Role(
+        "rl_runner.sinks",
+        "rl_runner.sinks.Sink",
+        frozenset({"directory", "hparams", "step", "state"}),
+        missing={"tensorboard": {"_target_": "rl_runner.sinks.TensorBoard"}},
     ),
     "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engine.Engine", frozenset({"threads"})),
     "hydra.sweeper": Role(
@@ -63,7 +74,14 @@ ROLES = {
         frozenset({"space", "compose", "directory"}),
     ),
 }
-GROUPS = tuple(role for role in ROLES if "." not in role)  # of the config
+GROUPS = tuple(role for role in ROLES if "." not in role and role != "loggers")  # of the config; loggers are several
+
+
+def role_of(group: str) -> Role:
+    """What a group has to be: `algo`, `loggers.tensorboard`."""
+    return ROLES["loggers" if group.startswith("loggers.") else group]
+
+
 # Optimizers that no network here can use: a base class, one for closures, for sparse gradients, for matrices alone.
 UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
 # Packages that are nobody's plug-in: naming one would open all that it can do to a config.
@@ -90,7 +108,7 @@ def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[...
 
     The object found is what counts, not how its path begins; nothing is imported but what a path may begin with.
     """
-    package, protocol, _ = ROLES[role]
+    package, protocol, *_ = role_of(role)
     path = str(target)
     module, _, name = path.rpartition(".")
     allowed = [package, *plugins]
@@ -128,40 +146,80 @@ class Group(NamedTuple):
     keys: Sequence[str] = ()  # all that the target takes, with the group's name
 
 
-def read_group(name: str, group: Any, plugins: Sequence[str], known: Sequence[str] = ()) -> Group:
-    """Check a group's target, and its keys against the target's signature; `known`: the keys beside the group."""
+def read_group(name: str, group: Any, plugins: Sequence[str] = ()) -> Group:
+    """Check one group by itself."""
+    return read_groups({name: group}, plugins)[name]
+
+
+def read_groups(groups: Mapping[str, Any], plugins: Sequence[str], known: Sequence[str] = ()) -> dict[str, Group]:
+    """Check the target of each group, and its keys against the target's signature; `known`: the keys beside groups.
+
+    A part of an agent comes after the group that it holds differences to, and has its target unless it names one.
+    """
+    found: dict[str, Group] = {}
+    models: dict[str, type[BaseModel]] = {}
+    for name, group in groups.items():
+        try:
+            inherited = found.get(role_of(name).base or "")
+            target = inherited.target if inherited and is_difference(group) else _named(name, group, plugins)
+        except UserError as error:
+            found[name] = Group(None, {}, [str(error)])
+            continue
+        found[name] = Group(target, {}, [])
+        if target:
+            models[name] = schema(target, name, partial=is_difference(group))
+            found[name] = Group(target, {}, [], [f"{name}.{field}" for field in models[name].model_fields])
+    known = [*known, *(key for group in found.values() for key in group.keys)]
+    for name, model in models.items():
+        # `_partial_` is Hydra's own marker for what a config here always is.
+        keys = {key: value for key, value in groups[name].items() if key not in ("_target_", "_partial_")}
+        marked = {key: value for key, value in groups[name].items() if key == "_target_"}
+        try:
+            values = marked | model.model_validate(keys).model_dump(exclude_unset=True)
+            found[name] = found[name]._replace(values=values)
+        except ValidationError as error:
+            found[name] = found[name]._replace(problems=value_problems(error, known, prefix=f"{name}."))
+    return found
+
+
+def is_difference(group: Any) -> bool:
+    """Whether a part's group changes keys of its base; one with a class of its own takes the base's place."""
+    return isinstance(group, Mapping) and "_target_" not in group
+
+
+def _named(name: str, group: Any, plugins: Sequence[str]) -> Callable[..., Any]:
     if not isinstance(group, Mapping) or "_target_" not in group:
-        return Group(None, {}, [f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help"])
+        raise UserError(f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help")
     try:
-        target = resolve(name, group["_target_"], plugins)
+        return resolve(name, group["_target_"], plugins)
     except UserError as error:
-        return Group(None, {}, [f"{name}.{error}"])
-    # Hydra's own marker for what a config here always is.
-    keys = {key: value for key, value in group.items() if key not in ("_target_", "_partial_")}
-    model = schema(target, name)
-    taken = [f"{name}.{field}" for field in model.model_fields]
-    try:
-        values = model.model_validate(keys).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        return Group(target, {}, value_problems(error, [*taken, *known], prefix=f"{name}."), taken)
-    return Group(target, {"_target_": group["_target_"], **values}, [], taken)
+        raise UserError(f"{name}.{error}") from error
 
 
-def schema(target: Callable[..., Any], group: str) -> type[BaseModel]:
-    """A model of the target's keyword parameters, without those that the runner wires."""
+def schema(target: Callable[..., Any], group: str, partial: bool = False) -> type[BaseModel]:
+    """A model of the target's keyword parameters but for those that the runner wires; `partial`: any may be missing."""
     fields: dict[str, Any] = {}
-    open_ended = False
-    for name, parameter in _signature(target).items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            open_ended = True
-        elif name not in ROLES[group].wired and parameter.kind is not parameter.VAR_POSITIONAL:
+    parameters = _signature(target)
+    for name, parameter in parameters.items():
+        if name not in role_of(group).wired and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             annotation = Any if _unknown(parameter.annotation) else parameter.annotation
-            fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+            default = None if partial else ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (annotation, default)
     model = create_model(target.__name__, __base__=Strict, **fields)
-    if open_ended:
+    if takes_anything(parameters):
         model.model_config["extra"] = "allow"
         model.model_rebuild(force=True)
     return model
+
+
+def names(target: Callable[..., Any], parameter: str) -> bool:
+    """Whether a constructor asks for a parameter by its name, as it must for what the runner wires."""
+    return parameter in _signature(target)
+
+
+def takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether there is a `**keywords` among them."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def import_plugins(plugins: Sequence[str]) -> list[str]:
@@ -223,8 +281,7 @@ def _lacking(target: Callable[..., Any], path: str) -> list[str]:
     protocol = getattr(importlib.import_module(module), name)
     if call := vars(protocol).get("__call__"):  # it asks for a constructor
         given, wanted = _signature(target), list(inspect.signature(call).parameters)[1:]
-        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values())
-        return [name for name in wanted if name not in given and not open_ended]
+        return [name for name in wanted if name not in given and not takes_anything(given)]
     if not inspect.isclass(target):
         return []
     if not getattr(protocol, "_is_protocol", False):

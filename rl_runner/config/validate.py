@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_runner.config.schema import Config, EnvConfig, Parsed
-from rl_runner.config.targets import factory
+from rl_runner.config.targets import PARTS, factory
 from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,8 +71,11 @@ def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
             problems.append(f"{algo.__name__} needs {actions} actions, {name} has {offered} ones: use {use}")
         elif tabular and spec.num_states is None:
             problems.append(f"{algo.__name__} needs numbered states, {name} observes arrays: use {use}")
-    if actions == "continuous" and getattr(network, "needs_discrete_actions", False):
-        problems.append("network=dueling is for discrete actions (algo=dqn or ddqn): use network=mlp")
+    for name in ("network", "actor_network", "critic_network"):
+        chosen = parsed.targets.get(name)
+        inherited = name != "network" and chosen is network
+        if actions == "continuous" and getattr(chosen, "needs_discrete_actions", False) and not inherited:
+            problems.append(f"{name}=dueling is for discrete actions (algo=dqn or ddqn): use {name}=mlp")
     if replay and all(part.__module__.startswith("rl_runner.") for part in (algo, replay)):
         fitting = "last" if tabular else "uniform or prioritized"
         if tabular != (replay.__name__ == "LastReplay"):
@@ -97,21 +100,26 @@ def _device_problems(config: Config) -> list[str]:
 
 def _optimizer_problems(config: Config) -> list[str]:
     """What the optimizer itself refuses; PyTorch's signatures know types but no ranges."""
+    parts = [name for name, role in PARTS.items() if role.base == "optimizer" and getattr(config, name)]
+    return [line for name in ("optimizer", *parts) for line in _problems_of_optimizer(name, config)]
+
+
+def _problems_of_optimizer(name: str, config: Config) -> list[str]:
     import torch
 
     from rl_runner.optim import traceable
 
-    parameter = torch.zeros(1, requires_grad=True)
+    parameter, keys = torch.zeros(1, requires_grad=True), config.group(name)
     try:
-        optimizer = factory("optimizer", config.optimizer, config.plugins)(params=[parameter])
+        optimizer = factory(name, keys, config.plugins)(params=[parameter])
         without_effect = ("fused", "capturable", "differentiable") if traceable(optimizer) else ("differentiable",)
-        if unused := [key for key in without_effect if config.optimizer.get(key)]:
-            return [f"optimizer.{key}=true: does nothing here; leave it out" for key in unused]
-        if not (traceable(optimizer) or config.optimizer.get("capturable")):  # that one wants tensors on a GPU
+        if unused := [key for key in without_effect if keys.get(key)]:
+            return [f"{name}.{key}=true: does nothing here; leave it out" for key in unused]
+        if not (traceable(optimizer) or keys.get("capturable")):  # that one wants tensors on a GPU
             parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # what it needs besides, such as a closure, shows only here
     except Exception as error:
-        return [f"optimizer: {' '.join(str(error).split()) or type(error).__name__}"]
+        return [f"{name}: {' '.join(str(error).split()) or type(error).__name__}"]
     return []
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config.schema import YOUNGER, Config, EnvConfig, written_values
+from rl_runner.config.saved import renamed
+from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, EnvConfig, written_values
 from rl_runner.envs.state import probe
 from rl_runner.errors import UserError
 from rl_runner.machine import resolve_device
@@ -18,7 +19,7 @@ from rl_runner.train import Run, schedules
 # What changes nothing that a run has learned; everything else must stay as it was.
 FREE = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
-    "dry_run", "fresh", "chosen",
+    "dry_run", "fresh", "chosen", "loggers",
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def rung(env: EnvConfig, seed: int) -> tuple[bool, str]:
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
     """UserError with the differences if the run in `directory` was made by another config."""
-    there, here = YOUNGER | flatten(saved.origin["config"]), flatten(written_values(config))
+    there, here = flatten(DEFAULTS_ADDED_LATER | renamed(saved.origin["config"])), flatten(written_values(config))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())
