@@ -1,6 +1,6 @@
 """Encoders turn observations into the features that networks read; the critic trains one, the actor reads it."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from rl_runner.envs import Spec
 
 
 class EncoderFactory(Protocol):
-    """What the group `encoder` composes to; it may ask for `spec` and `generator`."""
+    """What the group `encoder` composes to; it may ask for a `generator` besides."""
 
-    def __call__(self, **wired: Any) -> nn.Module:
+    def __call__(self, *, spec: Spec) -> nn.Module:
         """A module from observations `[B, *obs]` to features `[B, n_out]`, with `n_out` as an attribute."""
 
 
