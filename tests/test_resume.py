@@ -275,7 +275,7 @@ class Broken(gym.Env):
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gym.register("Broken-v0", Broken)
-    monkeypatch.setattr("rl_runner.run.rung", lambda env, seed: (False, "not probed"))
+    monkeypatch.setattr("rl_runner.run.probe_continuity", lambda env: (False, "not probed"))
     Broken.steps = 0
     yield
     del gym.registry["Broken-v0"]

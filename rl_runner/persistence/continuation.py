@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config.schema import YOUNGER, Config, EnvConfig, written_values
-from rl_runner.envs.state import probe
+from rl_runner.config.schema import YOUNGER, Config, written_values
 from rl_runner.errors import UserError
 from rl_runner.machine import resolve_device
 from rl_runner.persistence import snapshot
@@ -20,15 +19,6 @@ FREE = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
     "dry_run", "fresh", "chosen",
 }  # fmt: skip
-
-
-def rung(env: EnvConfig, seed: int) -> tuple[bool, str]:
-    """Whether an environment must be made anew for every episode to be repeatable, and how exactly runs in it go on."""
-    if probe(env, seed) == "exact":
-        return False, "exact continuation by replaying the running episode"
-    if probe(env, seed, rebuild=True) == "exact":
-        return True, "exact continuation by replay, in a new environment for every episode (reset() leaves traces)"
-    return False, "not deterministic: a run resumes at episode boundaries only, not exactly"
 
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
