@@ -492,7 +492,7 @@ def _spy(truncated: list[bool]) -> Callable[..., None]:
     from rl_runner.train import train
 
     def spy(parts: Any, *rest: Any) -> None:
-        newest_row = parts.replay.ring.layout.at(parts.replay.ring.head - 1)
+        newest_row = parts.replay.ring.at(parts.replay.ring.head - 1)
         truncated.append(bool(parts.replay.ring.columns["truncated"][newest_row]))
         train(parts, *rest)
 
