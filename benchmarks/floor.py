@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rl_runner.envs.spaces import Spec
+from rl_runner.envs import Spec
 from rl_runner.networks import num_features
 
 Product = tuple[Tensor, Tensor]

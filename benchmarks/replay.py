@@ -22,7 +22,7 @@ from rl_runner.algos.sac import SAC
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP
-from rl_runner.replay import Batch, PrioritizedReplay, UniformReplay, bytes_per_transition
+from rl_runner.replay import Batch, PrioritizedReplay, UniformReplay
 
 SPEC = Spec((17,), torch.float32, None, None, 6, 1, 1000)
 CAPACITY = 1_000_000
@@ -121,7 +121,7 @@ def replay_table() -> None:
     for name in adding:
         if name in KINDS:
             replay, keys = KINDS[name]
-            each = f"{bytes_per_transition(replay, SPEC, 1, capacity=CAPACITY, **keys):.0f}"
+            each = f"{replay.nbytes(SPEC, 1, capacity=CAPACITY, **keys) / CAPACITY:.0f}"
         else:
             columns = [column for column in vars(PEERS[name]()).values() if isinstance(column, np.ndarray)]
             each = f"{sum(column.nbytes for column in columns) / CAPACITY:.0f}"

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -53,12 +54,13 @@ class Evaluator:
 
     def __call__(self, agent: Agent, episodes: int) -> tuple[dict[str, float], list[float]]:
         """The `eval/*` metrics and the return of each episode."""
-        critique = getattr(agent, "critique", None)
+        nothing = torch.zeros(self.envs.num_envs)
+        judged: Policy | None = None
+        if critique := getattr(agent, "critique", None):
+            judged = partial(critique, generator=generator(self.seed, "critique"))
         stochastic = getattr(agent, "stochastic", False)
-        stream = generator(self.seed, "critique")
-        judged: Policy | None = critique and (lambda obs: critique(obs, stream))
         if judged is None or stochastic:
-            played = self._play(_without_critic(agent), episodes)
+            played = self._play(lambda obs: (agent.act(obs), nothing, nothing), episodes)
         else:
             played = self._play(judged, episodes, play_on=True)
         returns = [float(episode.rewards[: episode.length].sum()) for episode in played]
@@ -97,16 +99,13 @@ class Evaluator:
         for env in envs.envs:
             _lift_time_limits(env)
         end = self.limit + (self.beyond if play_on and self.beyond < math.inf else 0)
-        steps = np.zeros(envs.num_envs, dtype=int)
-        terminated = np.zeros(envs.num_envs, dtype=bool)
+        steps, terminated = np.zeros(envs.num_envs, dtype=int), np.zeros(envs.num_envs, dtype=bool)
         rewards: list[Tensor] = []
-        estimates: list[Tensor] = []
-        bonuses: list[Tensor] = []
+        choices = [policy(envs.obs)]
         while envs.active.any() and len(rewards) < end:
             active = envs.active.numpy()
-            action, estimate, bonus = policy(envs.obs)
             try:
-                step = envs.step(action)
+                step = envs.step(choices[-1][0])
             except RunFailed as error:
                 if len(rewards) < self.limit:
                     raise
@@ -117,12 +116,9 @@ class Evaluator:
             if step.truncated.any():
                 self._unknown, end = "the environment itself truncates them, so nothing can follow", self.limit
             rewards.append(step.reward)
-            estimates.append(estimate)
-            bonuses.append(bonus)
-        _, estimate, bonus = policy(envs.obs)
-        r = torch.stack(rewards).double().numpy()
-        q = torch.stack([*estimates, estimate]).double().numpy()
-        b = torch.stack([*bonuses, bonus]).double().numpy()
+            choices.append(policy(envs.obs))
+        _, estimates, bonuses = zip(*choices, strict=True)
+        r, q, b = (torch.stack(column).double().numpy() for column in (rewards, estimates, bonuses))
         settled = terminated | ((steps - self.limit).clip(0) >= self.beyond)
         return [
             Episode(r[:K, i], q[: K + 1, i], b[: K + 1, i], min(K, self.limit), bool(terminated[i]), bool(settled[i]))
@@ -143,14 +139,13 @@ def q_bias(episodes: list[Episode], gamma: float) -> dict[str, float]:
         return {}
     errors, values = [], []
     for episode in episodes:
-        K = len(episode.rewards)
-        tail = 0.0 if episode.terminated else episode.estimates[K] + episode.bonuses[K]
-        returns = np.empty(K)
-        for t in reversed(range(K)):
+        tail = 0.0 if episode.terminated else episode.estimates[-1] + episode.bonuses[-1]
+        returns = np.empty(len(episode.rewards))
+        for t in reversed(range(len(returns))):
             returns[t] = episode.rewards[t] + gamma * tail
             tail = returns[t] + episode.bonuses[t]
-        errors.append(episode.estimates[: episode.length] - returns[: episode.length])
         values.append(returns[: episode.length])
+        errors.append(episode.estimates[: episode.length] - values[-1])
     bias, size = float(np.concatenate(errors).mean()), abs(float(np.concatenate(values).mean()))
     return {"eval/q_bias": bias} | ({"eval/q_bias_relative": bias / size} if size else {})
 
@@ -164,11 +159,3 @@ def _lift_time_limits(env: gym.Env) -> list[int]:
             env._max_episode_steps = sys.maxsize
         env = env.env
     return limits
-
-
-def _without_critic(agent: Agent) -> Policy:
-    def policy(obs: Tensor) -> Choice:
-        nothing = torch.zeros(len(obs))
-        return agent.act(obs), nothing, nothing
-
-    return policy

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
 from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 
 from rl_runner.envs import EVAL_LIMIT
 
@@ -28,37 +30,35 @@ def model_of(env: gym.Env) -> Model | None:
     """The model of an environment with Gymnasium's toy-text attributes `P` and `initial_state_distrib`, else None."""
     try:
         return _toy_text(env)
-    except Exception:  # attributes of these names that mean something else
+    except Exception:  # no attributes of these names, or ones that mean something else
         return None
 
 
 def _toy_text(env: gym.Env) -> Model | None:
-    inner = env.unwrapped
-    outcomes, initial = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
-    observation, action = inner.observation_space, inner.action_space
-    if not isinstance(outcomes, dict) or initial is None:
-        return None
-    if not isinstance(observation, Discrete) or not isinstance(action, Discrete):
+    inner: Any = env.unwrapped
+    spaces, outcomes = (inner.observation_space, inner.action_space), inner.P
+    if not isinstance(outcomes, dict) or not all(isinstance(space, Discrete) for space in spaces):
         return None
     if getattr(inner, "fickle_passenger", False):  # Taxi's passenger who changes his mind is not in its P
         return None
-    S, A = int(observation.n), int(action.n)
-    if outcomes.keys() != set(range(S)) or np.shape(initial) != (S,):
+    S, A = (int(space.n) for space in spaces)
+    initial = np.asarray(inner.initial_state_distrib, dtype=np.float64)
+    if outcomes.keys() != set(range(S)) or initial.shape != (S,):
         return None
     reward = np.zeros((S, A))
     rows, columns, probabilities = [], [], []
-    for s, actions in outcomes.items():
-        for a, results in actions.items():
-            for probability, successor, r, terminated in results:
-                reward[s, a] += probability * r
-                if not terminated:
-                    rows.append(s * A + a)
-                    columns.append(int(successor))
-                    probabilities.append(probability)
+    for s, a in np.ndindex(S, A):
+        for probability, successor, r, terminated in outcomes[s][a]:
+            reward[s, a] += probability * r
+            if probability and not terminated:
+                rows.append(s * A + a)
+                columns.append(int(successor))
+                probabilities.append(probability)
     transition = csr_array((probabilities, (rows, columns)), shape=(S * A, S))
-    initial = np.asarray(initial, dtype=np.float64)
+    following = csr_array((np.ones(len(rows)), (np.array(rows) // A, columns)), shape=(S, S))
+    steps = dijkstra(following, indices=np.flatnonzero(initial), unweighted=True, min_only=True)
     limit = env.spec.max_episode_steps if env.spec else None
-    return Model(transition, reward, initial, _reachable(transition, initial, A), limit or EVAL_LIMIT)
+    return Model(transition, reward, initial, np.isfinite(steps), limit or EVAL_LIMIT)
 
 
 @lru_cache(maxsize=1)
@@ -87,12 +87,3 @@ def exact_return(model: Model, policy: np.ndarray) -> float:
     for _ in range(model.horizon):
         value = reward + transition @ value
     return float(model.initial @ value)
-
-
-def _reachable(transition: csr_array, initial: np.ndarray, num_actions: int) -> np.ndarray:
-    found = initial > 0
-    while True:
-        successors = found | (transition.T @ np.repeat(found, num_actions).astype(np.float64) > 0)
-        if (successors == found).all():
-            return found
-        found = successors

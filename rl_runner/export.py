@@ -2,7 +2,6 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from rl_runner.commands import parse
 from rl_runner.config.schema import load_config
-from rl_runner.envs import EVAL_LIMIT, Envs
+from rl_runner.envs import Envs
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed
 from rl_runner.persistence import durable
@@ -32,11 +31,15 @@ def main(argv: list[str]) -> Path:
     file = arguments.out or arguments.directory / POLICY
     file.parent.mkdir(parents=True, exist_ok=True)
     space = envs.envs[0].action_space
-    torch.export.save(program(Policy(agent, space), obs), content := BytesIO())
+    with torch.no_grad():
+        any_size = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(Policy(agent, space), (obs,), dynamic_shapes=any_size)
+    torch.export.save(program, content := BytesIO())
     durable.replace(file, content.getvalue())
     check(file, agent, space, obs)
+    sizes = ", ".join(map(str, obs.shape[1:]))
     print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")
-    print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {_sizes(obs)}] {obs.dtype}")
+    print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {sizes}] {obs.dtype}")
     return file
 
 
@@ -51,10 +54,11 @@ class Policy(nn.Module):
         self.act = agent.act
         self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
         if isinstance(space, gym.spaces.Box):
-            self.low, self.high = (torch.from_numpy(bound).double() for bound in (space.low, space.high))
             self.dtype = torch.from_numpy(space.low).dtype
+            self.low, self.high = (torch.from_numpy(bound).double() for bound in (space.low, space.high))
 
     def forward(self, obs: Tensor) -> Tensor:
+        """The same as `action_map`, in PyTorch's words."""
         action = self.act(obs)
         if self.start is not None:
             return action + self.start
@@ -63,12 +67,6 @@ class Policy(nn.Module):
         if not self.dtype.is_floating_point:
             scaled = scaled.round()
         return scaled.clamp(self.low, self.high).to(self.dtype)
-
-
-def program(policy: Policy, obs: Tensor) -> torch.export.ExportedProgram:
-    """The policy as a graph for batches of any size."""
-    with torch.no_grad():
-        return torch.export.export(policy, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def check(file: Path, agent: Agent, space: gym.Space, obs: Tensor) -> None:
@@ -80,14 +78,10 @@ def check(file: Path, agent: Agent, space: gym.Space, obs: Tensor) -> None:
 
 
 def episode(agent: Agent, envs: Envs) -> Tensor:
-    """Observations of the policy's own episode, `[T, *obs]`."""
-    seen: list[Any] = []
-    for _ in range(min(envs.spec.max_episode_steps or EVAL_LIMIT, MAX_CHECKED)):
-        seen.append(envs.obs)
+    """Observations of the policy's own episode, `[T, *obs]`; two at least, as a graph for any size wants."""
+    seen = [envs.obs]
+    while len(seen) < MAX_CHECKED:
         if envs.step(agent.act(envs.obs)).episodes and len(seen) > 1:
             break
+        seen.append(envs.obs)
     return torch.cat(seen)
-
-
-def _sizes(obs: Tensor) -> str:
-    return ", ".join(map(str, obs.shape[1:]))

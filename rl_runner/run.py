@@ -10,8 +10,8 @@ from typing import Any
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
 from rl_runner.config.targets import PARTS
-from rl_runner.envs import Envs, Spec
-from rl_runner.envs.spaces import one_line
+from rl_runner.envs import Envs, Spec, probe_continuity
+from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger, finite
@@ -19,7 +19,7 @@ from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import checkpoint, snapshot
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
-from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
+from rl_runner.persistence.continuation import check_config, extends, finished, restore
 from rl_runner.persistence.saver import Saver
 from rl_runner.persistence.session import Session
 from rl_runner.persistence.state import state_of, tensors
@@ -79,7 +79,7 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
 def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
     """Build or restore the parts and say what will happen; the parts, and what was decided for the whole of the run."""
     device = set_up(config.device, config.threads, config.precision)
-    rebuild, continuity = saved.origin["environment"] if saved else rung(config.env, config.seed)
+    rebuild, continuity = saved.origin["environment"] if saved else probe_continuity(config.env)
     parts = build(config, directory, rebuild)
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate

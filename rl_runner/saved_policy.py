@@ -4,17 +4,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import RecordVideo
 
 from rl_runner.commands import parse
 from rl_runner.config.env_ids import installed
-from rl_runner.config.schema import Config, EnvConfig, load_config
-from rl_runner.envs import EVAL_LIMIT, make
+from rl_runner.config.schema import Config, load_config
+from rl_runner.envs import EVAL_LIMIT
 from rl_runner.envs.process import contained, one_line
+from rl_runner.envs.seeded import SeededEnv
 from rl_runner.envs.spaces import action_map
-from rl_runner.envs.state import SeededEnv
 from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
@@ -63,22 +63,20 @@ def open_camera(config: Config, folder: Path, step: int) -> SeededEnv:
     def refused(error: BaseException) -> UserError:
         said = str(error) if isinstance(error, UserError) else one_line(error)
         hint = "; on a machine without a display set MUJOCO_GL=egl" if "OpenGL" in said else ""
-        return UserError(f"{config.env.id} cannot be filmed: {said}{hint}")
+        return UserError(f"{viewed.id} cannot be filmed: {said}{hint}")
 
-    def made(env: EnvConfig) -> gym.Env:
-        with warnings.catch_warnings(), quiet():  # SDL and others complain of what nobody needs here
-            warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
-            try:
-                seen = make(env)
-            except UserError as error:
-                raise refused(error) from error
-            with contained(env.id, refused):
-                seen.reset(seed=0)
-                if seen.render() is None:
-                    raise ValueError("render() shows nothing")
-                return gym.wrappers.RecordVideo(seen, str(folder), lambda episode: True, name_prefix=f"step-{step}")
-
-    return SeededEnv(viewed, (config.seed, "eval", 0), make=made)
+    with warnings.catch_warnings(), quiet():  # SDL and others complain of what nobody needs here
+        warnings.simplefilter("ignore")  # that it would overwrite older videos; it does so for the same step only
+        try:
+            camera = SeededEnv(viewed, (config.seed, "eval", 0))
+        except UserError as error:
+            raise refused(error) from error
+        with contained(viewed.id, refused):
+            camera.env.reset(seed=0)
+            if camera.env.render() is None:
+                raise ValueError("render() shows nothing")
+            camera.env = RecordVideo(camera.env, str(folder), lambda episode: True, name_prefix=f"step-{step}")
+    return camera
 
 
 def film(agent: Agent, env: SeededEnv) -> Path:
@@ -86,11 +84,9 @@ def film(agent: Agent, env: SeededEnv) -> Path:
     to_env = action_map(env.env.action_space)
     with quiet():
         obs = env.reset(0)
-        for _ in range(env.spec.max_episode_steps or EVAL_LIMIT):
+        while env.playing and env.length < (env.spec.max_episode_steps or EVAL_LIMIT):
             action = agent.act(torch.as_tensor(np.asarray(obs), dtype=env.spec.obs_dtype).unsqueeze(0))
             obs = env.step(to_env(action.numpy(force=True))[0])[0]
-            if not env.playing:
-                break
         env.close()
     video: Any = env.env
     return Path(video.video_folder) / f"{video.name_prefix}-episode-0.mp4"

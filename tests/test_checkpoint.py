@@ -43,7 +43,7 @@ def digest(run: Run) -> str:
     del state["training_seconds"], state["last_row"]
     content = hashlib.sha256(encode(state))
     ring = run.replay.ring
-    positions = torch.arange(ring.span.start, ring.span.stop) % ring.layout.rows
+    positions = torch.arange(ring.span.start, ring.span.stop) % ring.rows
     for column in ring.columns.values():
         content.update(column[positions].numpy().tobytes())
     return content.hexdigest()
@@ -311,9 +311,9 @@ def _steps(num_envs: int, rng: Random) -> Iterator[tuple[torch.Tensor, ...]]:
 
 def _window(replay: Any) -> dict[str, bytes]:
     span = replay.ring.span
-    positions = torch.arange(span.start, span.stop) % replay.ring.layout.rows
+    positions = torch.arange(span.start, span.stop) % replay.ring.rows
     rows = {name: column[positions] for name, column in replay.ring.columns.items()}
-    last = len(positions) - replay.ring.layout.pending
+    last = len(positions) - replay.ring.pending
     return {name: values[: None if name == "obs" else last].numpy().tobytes() for name, values in rows.items()}
 
 

@@ -24,7 +24,7 @@ from rl_runner.commands import COMMANDS
 from rl_runner.completion import complete
 from rl_runner.config.schema import Config, EnvConfig
 from rl_runner.config.targets import ROLES, Strict, resolve, schema
-from rl_runner.envs.state import SeededEnv
+from rl_runner.envs.seeded import SeededEnv
 from rl_runner.help import keys_of
 from rl_runner.quiet import quiet
 from rl_runner.saved_policy import film
@@ -478,17 +478,16 @@ class Chatty(gym.Env[Any, Any]):
 
 
 def test_a_video_is_made_in_silence(
-    tmp_path: Path, make_agent: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, make_agent: Callable[..., Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("moviepy")
     from conftest import DISCRETE
 
     agent = make_agent("dqn", spec=replace(DISCRETE, obs_shape=(2,), num_actions=2))
 
-    def camera(config: EnvConfig) -> gym.Env:
-        return gym.wrappers.RecordVideo(Chatty(), str(tmp_path), lambda episode: True, name_prefix="step-1")
-
-    env = SeededEnv(EnvConfig(id="Chatty-v0"), (0, "eval", 0), make=camera)
+    monkeypatch.setitem(gym.registry, "Chatty-v0", gym.envs.registration.EnvSpec("Chatty-v0", Chatty))
+    env = SeededEnv(EnvConfig(id="Chatty-v0"), (0, "eval", 0))
+    env.env = gym.wrappers.RecordVideo(Chatty(), str(tmp_path), lambda episode: True, name_prefix="step-1")
     capfd.readouterr()
     file = film(agent, env)
     assert capfd.readouterr() == ("", "")

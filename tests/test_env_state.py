@@ -2,6 +2,7 @@
 
 import io
 import random
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -9,10 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rl_runner import envs as environments
 from rl_runner.config.schema import EnvConfig
-from rl_runner.envs import Envs, vector
-from rl_runner.envs.state import ActionHistory, probe
-from rl_runner.envs.vector import LONGEST
+from rl_runner.envs import LONGEST, Envs, probe_continuity
 
 
 class Careless(gym.Env):
@@ -168,29 +168,29 @@ def same_row(one, other, i):
 
 
 @pytest.mark.parametrize(
-    ("flaw", "rebuild", "verdict"),
+    ("flaw", "rebuild", "words"),
     [
-        (None, False, "exact"),
-        ("global", False, "boundary"),
-        ("global", True, "boundary"),
-        ("memory", False, "boundary"),
-        ("memory", True, "exact"),
+        (None, False, "exact continuation by replaying the running episode"),
+        ("global", False, "not deterministic"),
+        ("memory", True, "exact continuation by replay, in a new environment for every episode"),
     ],
 )
-def test_probe(flaw, rebuild, verdict):
-    assert probe(careless(flaw), seed=1, rebuild=rebuild) == verdict
+def test_probe(flaw, rebuild, words):
+    found, said = probe_continuity(careless(flaw))
+    assert found == rebuild
+    assert said.startswith(words)
 
 
 def test_probe_finds_box2d_memory_and_trusts_a_rebuilt_one():
     pytest.importorskip("Box2D")
-    walker = EnvConfig(id="BipedalWalker-v3")
-    assert probe(walker, seed=0) == "boundary"
-    assert probe(walker, seed=0, rebuild=True) == "exact"
+    assert probe_continuity(EnvConfig(id="BipedalWalker-v3"))[0]
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1"])
 def test_probe_trusts_gymnasium(env_id):
-    assert probe(EnvConfig(id=env_id), seed=0) == "exact"
+    rebuild, said = probe_continuity(EnvConfig(id=env_id))
+    assert not rebuild
+    assert said.startswith("exact")
 
 
 def test_probe_leaves_the_global_streams_alone():
@@ -200,31 +200,23 @@ def test_probe_leaves_the_global_streams_alone():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = draw()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    probe(careless("global"), seed=0)
+    environments.examine.cache_clear()
+    probe_continuity(careless("global"))
     assert draw() == expected
 
 
-def test_history_keeps_the_last_steps_however_long():
-    history = ActionHistory(np.empty((2, 3), np.float32))
-    rows = np.random.default_rng(0).normal(size=(5000, 2, 3)).astype(np.float32)
-    kept = 0
-    for t, row in enumerate(rows):
-        np.testing.assert_array_equal(history.append(row), row)
-        kept += 1
-        if t % 700 == 699:
-            kept = 300 if t < 4000 else kept
-            history.keep(kept)
-        if t % 97 == 0:
-            np.testing.assert_array_equal(history.rows, rows[t + 1 - kept : t + 1])
-    assert len(history.rows) == kept > 1024
+def test_the_check_before_a_run_and_the_run_make_the_probed_environments_once(monkeypatch):
+    made = []
 
+    def counted(self, flaw):
+        made.append(self)
+        self.flaw, self.episodes = flaw, 0
 
-def test_history_of_short_episodes_stays_small():
-    history = ActionHistory(np.empty(1, np.int64))
-    for t in range(100_000):
-        history.append(np.array([t]))
-        history.keep(min(t, 10))
-    assert len(history._rows) < 3000
+    monkeypatch.setattr(Careless, "__init__", counted)
+    environments.examine.cache_clear()
+    assert environments.examine(careless().model_dump_json())[0].obs_shape == (2,)
+    assert probe_continuity(careless())[1].startswith("exact")
+    assert len(made) == 2
 
 
 class Endless(gym.Env):
@@ -249,19 +241,19 @@ def sizes(envs):
     """The bytes of actions that the environments hold, and of a checkpoint of them."""
     file = io.BytesIO()
     torch.save(envs.state_dict(), file)
-    return envs._history._rows.nbytes, len(file.getvalue())
+    return sys.getsizeof(envs._actions), len(file.getvalue())
 
 
 @pytest.mark.parametrize("longest", [2_000, pytest.param(LONGEST, marks=pytest.mark.slow)])
 def test_memory_and_checkpoints_stay_bounded_in_an_episode_that_never_ends(longest, monkeypatch, capsys):
-    monkeypatch.setattr(vector, "LONGEST", longest)
+    monkeypatch.setattr(environments, "LONGEST", longest)
     envs = Envs(EnvConfig(id="Endless-v0"), 1, seed=0)
     action = torch.zeros(1, dtype=torch.int64)
     for step in range(1, 5 * longest + 1):
         envs.step(action)
         if step % longest == 0 or step == longest + 1:
             held, saved = sizes(envs)
-            assert held <= 8 * 2 * (longest + 1)
+            assert held <= 8 * 2 * (longest + 10)
             assert saved < (8 * longest if step <= longest else 0) + 4_000
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
@@ -287,7 +279,7 @@ def check_same_future(one, other):
 
 
 def test_an_episode_that_never_ends_costs_the_others_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(vector, "LONGEST", 300)
+    monkeypatch.setattr(environments, "LONGEST", 300)
     config = EnvConfig(id="Endless-v0")
     envs = Envs(config, 2, seed=0)
     envs._seeded[1].env.unwrapped.every = 220
@@ -296,7 +288,7 @@ def test_an_episode_that_never_ends_costs_the_others_nothing(monkeypatch, capsys
         envs.step(action)
         needed = envs._seeded[1].length
         assert len(envs.state_dict()["actions"]) == (max(step, needed) if step <= 300 else needed)
-        assert len(envs._history._rows) <= 2048
+        assert sys.getsizeof(envs._actions) <= 2048 * 16
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "Endless-v0, environment 0, episode 0, step 301"
     ]
@@ -314,5 +306,5 @@ def test_an_episode_that_never_ends_costs_the_others_nothing(monkeypatch, capsys
 
 
 def test_an_episode_of_just_the_longest_length_continues(monkeypatch):
-    monkeypatch.setattr(vector, "LONGEST", 300)
+    monkeypatch.setattr(environments, "LONGEST", 300)
     check_continuation(EnvConfig(id="Endless-v0"), 1, kills=[300], after=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rl_runner.config.targets import read_group
 from rl_runner.envs import Spec
 from rl_runner.errors import UserError
-from rl_runner.replay import Batch, LastReplay, PrioritizedReplay, UniformReplay, bytes_per_transition, check_memory
+from rl_runner.replay import Batch, LastReplay, PrioritizedReplay, UniformReplay, check_memory
 
 Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # obs, action, reward, terminated, truncated, next_obs
 
@@ -102,7 +102,7 @@ class ListReplay:
 
 def assert_true(batch: Batch, reference: ListReplay, replay: Any) -> None:
     """All of a batch equals the reference, and with so many draws it covers the window."""
-    rows, place = reference.window(replay.ring.layout.window, replay.ring.layout.rows)
+    rows, place = reference.window(replay.ring.window, replay.ring.rows)
     expected = [torch.stack(column) for column in zip(*map(reference.transition, rows), strict=True)]
     order = torch.tensor([place[position] for position in batch.index.tolist()])
     for name, got, want in zip(Batch._fields, batch, expected, strict=False):
@@ -132,7 +132,7 @@ def test_every_transition_is_the_true_one(
     for count in (1, 4, 30, 40, 3, 50, 1, 70):  # the ring's edge lies after 40 to 44 rows
         fill(replay, steps, count, reference)
         assert_true(replay.gather(*replay.draw(1000, step=0)), reference, replay)
-    assert replay.ring.head > 3 * replay.ring.layout.rows
+    assert replay.ring.head > 3 * replay.ring.rows
     assert replay.size == 40
 
 
@@ -148,7 +148,7 @@ def test_stacks_of_frames_are_rebuilt(n_step: int, num_envs: int, deduplicate: b
         batch = replay.gather(*replay.draw(1000, step=0))
         assert batch.obs.dtype == torch.uint8
         assert_true(batch, reference, replay)
-    assert replay.ring.head > replay.ring.layout.rows
+    assert replay.ring.head > replay.ring.rows
 
 
 @pytest.mark.parametrize("deduplicate", [False, True], ids=["plain", "deduplicated"])
@@ -220,10 +220,10 @@ def prioritized_with_known_leaves(capacity: int = 300, **keys: Any) -> tuple[Pri
     """A full replay behind its first wrap-around, and p^α by ring position, 0 outside the window."""
     replay = make("prioritized", capacity=capacity, **keys)
     fill(replay, experience(VECTOR, 1, "both"), 700)
-    live = torch.arange(replay.ring.window_start, replay.ring.head) % replay.ring.layout.rows
+    live = torch.arange(replay.ring.window_start, replay.ring.head) % replay.ring.rows
     td_error = torch.randn(capacity, generator=torch.Generator().manual_seed(0)) * 3
     replay.prioritize(live, td_error)
-    leaves = torch.zeros(replay.ring.layout.rows, dtype=torch.float64)
+    leaves = torch.zeros(replay.ring.rows, dtype=torch.float64)
     alpha = keys.get("alpha", PER["alpha"])
     leaves[live] = (td_error.double().abs() + PER["epsilon"]) ** alpha
     return replay, leaves
@@ -264,8 +264,8 @@ def test_new_transitions_have_the_largest_priority_so_far() -> None:
     replay, leaves = prioritized_with_known_leaves()
     largest, head = leaves.max(), replay.ring.head
     fill(replay, experience(VECTOR, 1, "both"), 200)
-    replay.prioritize(torch.tensor([head % replay.ring.layout.rows]), torch.tensor([1e-2]))
-    counts = torch.zeros(replay.ring.layout.rows)
+    replay.prioritize(torch.tensor([head % replay.ring.rows]), torch.tensor([1e-2]))
+    counts = torch.zeros(replay.ring.rows)
     for _ in range(1000):
         counts += torch.bincount(replay.gather(*replay.draw(64, 0)).index, minlength=len(counts))
     live = torch.arange(replay.ring.window_start, replay.ring.head) % len(counts)
@@ -277,8 +277,8 @@ def test_new_transitions_have_the_largest_priority_so_far() -> None:
 
 def test_of_a_row_drawn_twice_the_later_priority_counts() -> None:
     replay, _ = prioritized_with_known_leaves(alpha=1.0)
-    row = torch.tensor([replay.ring.window_start % replay.ring.layout.rows])
-    live = torch.arange(replay.ring.window_start, replay.ring.head) % replay.ring.layout.rows
+    row = torch.tensor([replay.ring.window_start % replay.ring.rows])
+    live = torch.arange(replay.ring.window_start, replay.ring.head) % replay.ring.rows
     replay.prioritize(live, torch.ones(300))
     replay.prioritize(row.repeat(2), torch.tensor([4.0, 9.0]))
     beta_one = replay.gather(torch.rand(5000, dtype=torch.float64), torch.tensor(1.0))
@@ -358,8 +358,6 @@ def test_bytes_are_known_before_they_are_taken(kind: str, deduplicate: bool) -> 
     replay = make(kind, STACKED, 3, capacity=5000, deduplicate=deduplicate)
     known = type(replay).nbytes(STACKED, 3, capacity=5000, deduplicate=deduplicate)
     assert known <= bytes_held(replay) <= known + 200  # a few scalars
-    each = bytes_per_transition(type(replay), STACKED, 3, capacity=5000, deduplicate=deduplicate)
-    assert each == known / 5000
 
 
 def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +406,7 @@ def test_restored_it_draws_the_same_bits(kind: str, keys: dict[str, Any], spec: 
         for row in islice(steps, count):
             learn(replay, row)
         restored = make(kind, spec, 2, **keys)
-        positions = torch.tensor(replay.ring.span) % replay.ring.layout.rows
+        positions = torch.tensor(replay.ring.span) % replay.ring.rows
         for name, column in restored.ring.columns.items():
             column[positions] = replay.ring.columns[name][positions]
         restored.load_state_dict(copy.deepcopy(replay.state_dict()))
@@ -440,7 +438,7 @@ def test_compiled_it_is_the_same_and_is_compiled_once(kind: str) -> None:
             got, want = learn(*compiled.draw(32, 0)), learn_with(eager)(*eager.draw(32, 0))
             for name, a, b in zip(Batch._fields, got, want, strict=True):
                 assert torch.allclose(a, b, rtol=1e-6, atol=0) if name == "weight" else torch.equal(a, b), name
-    assert compiled.ring.head > compiled.ring.layout.rows
+    assert compiled.ring.head > compiled.ring.rows
     if kind == "prioritized":
         for name, tensor in eager.state_dict()["priorities"].items():
             torch.testing.assert_close(compiled.state_dict()["priorities"][name], tensor)

@@ -275,7 +275,7 @@ class Broken(gym.Env):
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gym.register("Broken-v0", Broken)
-    monkeypatch.setattr("rl_runner.run.rung", lambda env, seed: (False, "not probed"))
+    monkeypatch.setattr("rl_runner.run.probe_continuity", lambda env: (False, "not probed"))
     Broken.steps = 0
     yield
     del gym.registry["Broken-v0"]
@@ -492,7 +492,7 @@ def _spy(truncated: list[bool]) -> Callable[..., None]:
     from rl_runner.train import train
 
     def spy(parts: Any, *rest: Any) -> None:
-        newest_row = parts.replay.ring.layout.at(parts.replay.ring.head - 1)
+        newest_row = parts.replay.ring.at(parts.replay.ring.head - 1)
         truncated.append(bool(parts.replay.ring.columns["truncated"][newest_row]))
         train(parts, *rest)
 

@@ -1,16 +1,15 @@
 """Everything that can be known to go wrong, said before a run starts and before anything is written."""
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_runner.config.schema import Config, EnvConfig, Parsed
+from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS, factory
 from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
-    from rl_runner.envs.spaces import Spec
+    from rl_runner.envs import Spec
 
 Targets = Mapping[str, Callable[..., Any]]
 FITTING = {"discrete": "algo=dqn or ddqn", "continuous": "algo=sac, td3 or ddpg"}
@@ -38,23 +37,11 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     return config
 
 
-@functools.cache  # the jobs of a sweep share their environments
 def env_spec(env_json: str) -> "Spec":
-    """What an agent may know of an environment, from its config as JSON."""
-    from rl_runner.envs.process import contained, one_line
-    from rl_runner.envs.spaces import INSTANCES, make, spec_of
+    """What an agent may know of an environment, from its config as JSON; UserError if a run cannot work with it."""
+    from rl_runner.envs import examine  # which imports torch
 
-    env = EnvConfig.model_validate_json(env_json)
-    made = [make(env)]
-    try:
-        made.append(make(env))
-    except UserError as error:
-        raise UserError(f"{error}, though it could be made once; {INSTANCES}") from error
-    finally:
-        for each in made:
-            with contained(env.id, lambda error: UserError(f"env={env.id} cannot be closed: {one_line(error)}")):
-                each.close()
-    return spec_of(made[0], env.frame_stack)
+    return examine(env_json)[0]
 
 
 def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:

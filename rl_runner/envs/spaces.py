@@ -1,31 +1,19 @@
 """From Gymnasium's spaces to what an agent knows: observations as numbers, actions in 0..n-1 or in [-1, 1]."""
 
-import importlib
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 
-from rl_runner.config import env_ids
-from rl_runner.envs.convert import agent_dtype, flat
-from rl_runner.envs.process import contained, one_line
-from rl_runner.envs.refusals import refusal
-from rl_runner.errors import UserError
 
-if TYPE_CHECKING:
-    from rl_runner.config.schema import EnvConfig
-
-# Said where one more environment fails although others work.
-INSTANCES = (
-    "a run needs several at once: two for a probe, then num_envs to train and as many as eval_episodes, at most 10, to "
-    "evaluate; if they share a port, a file or a device, give each its own"
-)
+class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
+    """What an environment gave is not what its spaces promise; the message follows `gave`."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +27,6 @@ class Spec:
     action_dim: int | None  # of Box actions, flattened; the agent's lie in [-1, 1]
     frame_stack: int  # K; 1 is no stacking
     max_episode_steps: int | None
-
-
-def make(env: "EnvConfig") -> gym.Env:
-    """The environment with its time limit, if the runner can work with its spaces; UserError with the reason if not."""
-    problem = env_ids.problem(env.id)
-    if problem:
-        raise UserError(problem)
-    with contained(env.id, lambda error: UserError(f"env={env.id} cannot be made: {one_line(error)}")), _quiet(env.id):
-        # The passive checker costs time in every step and warns about other people's code.
-        made = gym.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True, **env.kwargs)
-        if reason := refusal(made, env.frame_stack):
-            raise UserError(f"env={env.id} {reason}")
-        return made
 
 
 def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
@@ -90,19 +65,141 @@ def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
     return rescale
 
 
-@contextmanager
-def _quiet(env_id: str) -> Iterator[None]:
-    """Silence what making an environment says about its own code; what it says while it runs stays audible."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if "mujoco" not in str(gym.spec(env_id.rpartition(":")[2]).entry_point):
-            yield
-            return
-        # MuJoCo prints past Python, and leaves MUJOCO_LOG.TXT in the working directory.
-        mujoco = importlib.import_module("mujoco")
-        handler = mujoco.get_mju_user_warning()
-        mujoco.set_mju_user_warning(lambda message: None)
-        try:
-            yield
-        finally:
-            mujoco.set_mju_user_warning(handler)
+def flat(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The space as the agent sees it: unchanged if of arrays or numbers, else flattened into one array."""
+    return space if isinstance(space, (spaces.Box, spaces.Discrete)) else spaces.flatten_space(space)
+
+
+def agent_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """int64 for numbered states; arrays of uint8 stay as they are, all others become float32."""
+    if isinstance(space, spaces.Discrete):
+        return np.dtype(np.int64)
+    return np.dtype(np.uint8 if flat(space).dtype == np.uint8 else np.float32)
+
+
+def reader(space: spaces.Space[Any]) -> Callable[[Any], Any]:
+    """The function from an observation to what the agent sees: the state's number from 0, or an array, not a copy."""
+    if isinstance(space, spaces.Discrete):
+        return lambda obs: _whole(obs, space, "an observation") - int(space.start)
+    dtype, shape = agent_dtype(space), flat(space).shape
+    as_is = isinstance(space, spaces.Box) and space.dtype == dtype
+    if isinstance(space, spaces.Box) and dtype == np.uint8:  # needs no check where a byte may be anything
+        as_is = bool((space.low == 0).all() and (space.high == 255).all())
+
+    def read(obs: Any) -> np.ndarray:
+        given = obs
+        if not (as_is and type(obs) is np.ndarray and obs.dtype == dtype and obs.shape == shape):
+            given = array_of(space, obs)
+            with np.errstate(all="ignore"):
+                obs = given.astype(dtype)
+        if dtype == np.float32:
+            _check_finite(obs, given)
+        return obs
+
+    return read
+
+
+def scalar(value: Any, what: str) -> float:
+    """A real number, which may come as an array of size 1."""
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, (int, float, Real)):
+            return float(number)
+    except (ValueError, RuntimeError, OverflowError):  # an array of several numbers; an integer beyond all floats
+        pass
+    raise Wrong(f"{what} {_shown(value)}, which is no real number")
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or false, which may come as 1 or 0."""
+    number = scalar(value, what)
+    if number not in (0, 1):
+        raise Wrong(f"{what} {_shown(value)}, which is neither true nor false")
+    return number == 1
+
+
+def parts(result: Any, names: tuple[str, ...]) -> Sequence[Any]:
+    """What `reset` or `step` returned, if it has as many parts as there are names."""
+    several = isinstance(result, (tuple, list))
+    if several and len(result) == len(names):
+        return result
+    given = f"{len(result)} values" if several else f"a {type(result).__name__}"
+    raise Wrong(f"{given} instead of ({', '.join(names)})")
+
+
+def array_of(space: spaces.Space[Any], obs: Any, what: str = "an observation") -> np.ndarray:
+    """An observation as an array of the shape that `flat` has, every part checked, in its own precision."""
+    match space:
+        case spaces.Box():
+            return _whole(obs, space, what) if space.dtype.kind in "biu" else _numbers(obs, space.shape, what)
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            return np.asarray(spaces.flatten(space, _whole(obs, space, what)))
+        case spaces.Dict() if hasattr(obs, "keys"):
+            if missing := [key for key in space.spaces if key not in obs]:
+                raise Wrong(f"{what} without {', '.join(map(repr, missing))}")
+            inner: Any = space.spaces.items()
+        case spaces.Tuple() if isinstance(obs, (tuple, list)) and len(obs) == len(space.spaces):
+            inner = enumerate(space.spaces)
+        case _:
+            if not space.contains(obs):
+                raise Wrong(f"{what} {_shown(obs)}, which is not in its space, a {type(space).__name__}")
+            return np.asarray(spaces.flatten(space, obs))
+    return np.concatenate([array_of(part, obs[key], f"{what}[{key!r}]").ravel() for key, part in inner])
+
+
+def _whole(obs: Any, space: Any, what: str) -> Any:
+    """An observation of a space of whole numbers, within its range: an int if Discrete, else an array of its dtype."""
+    discrete = isinstance(space, spaces.Discrete)
+    low, high = _range(space)
+    if discrete and type(obs) is int and low <= obs <= high:
+        return obs
+    array = _numbers(obs, None if discrete else space.shape, what)
+    if array.dtype.kind == "f" and (wrong := array != np.trunc(array)).any():
+        raise Wrong(f"{what} with {array[wrong][0].item()}, where its space has whole numbers")
+    if (wrong := (array < low) | (array > high)).any():
+        limits = f" {low} to {high}" if discrete else ""
+        raise Wrong(f"{what} with {array[wrong][0].item()}, beyond the range{limits} of its space")
+    return int(array.item()) if discrete else array.astype(space.dtype)
+
+
+def _range(space: Any) -> tuple[Any, Any]:
+    match space:
+        case spaces.Discrete():
+            return space.start, space.start + space.n - 1
+        case spaces.MultiDiscrete():
+            return space.start, space.start + space.nvec - 1
+        case spaces.MultiBinary():
+            return 0, 1
+    return space.low, space.high
+
+
+def _numbers(obs: Any, shape: tuple[int, ...] | None, what: str) -> np.ndarray:
+    """An array of plain numbers of the given shape, or of size 1 if that is None."""
+    try:
+        array = np.asarray(obs)
+    except Exception:
+        raise Wrong(f"{what} {_shown(obs)}, which is no array") from None
+    if array.dtype.kind not in "biuf" or np.ma.is_masked(obs):
+        raise Wrong(f"{what} {_shown(obs)}, which is no array of plain numbers")
+    if array.shape != shape if shape is not None else array.size != 1:
+        raise Wrong(f"{what} of shape {array.shape} instead of {shape or ()}")
+    return array
+
+
+def _check_finite(obs: np.ndarray, given: np.ndarray) -> None:
+    row = obs.ravel()
+    # One product is the fastest test; it may also overflow where all values are finite.
+    if math.isfinite(np.vdot(row, row)) or np.isfinite(row).all():
+        return
+    if np.isfinite(given).all():
+        raise Wrong(f"{np.abs(given).max()} in an observation, which float32 cannot hold")
+    raise Wrong(f"{'NaN' if np.isnan(row).any() else 'infinity'} in an observation")
+
+
+def _shown(value: Any) -> str:
+    """A value in a few characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

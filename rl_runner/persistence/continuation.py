@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_runner.config.saved import renamed
-from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, EnvConfig, written_values
-from rl_runner.envs.state import probe
+from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, written_values
 from rl_runner.errors import UserError
 from rl_runner.machine import resolve_device
 from rl_runner.persistence import snapshot
@@ -21,15 +20,6 @@ FREE = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
     "dry_run", "fresh", "chosen", "loggers",
 }  # fmt: skip
-
-
-def rung(env: EnvConfig, seed: int) -> tuple[bool, str]:
-    """Whether an environment must be made anew for every episode to be repeatable, and how exactly runs in it go on."""
-    if probe(env, seed) == "exact":
-        return False, "exact continuation by replaying the running episode"
-    if probe(env, seed, rebuild=True) == "exact":
-        return True, "exact continuation by replay, in a new environment for every episode (reset() leaves traces)"
-    return False, "not deterministic: a run resumes at episode boundaries only, not exactly"
 
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:

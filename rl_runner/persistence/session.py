@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rl_runner.envs.spaces import one_line
+from rl_runner.envs.process import one_line
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.persistence import durable
 from rl_runner.rundir import STATUS, write_json

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from rl_runner.envs import Spec
 from rl_runner.ranges import Fraction
-from rl_runner.replay.layout import Layout, Storage
-from rl_runner.replay.ring import Batch
+from rl_runner.replay.ring import Batch, Ring, Storage
 from rl_runner.replay.uniform import UniformReplay
 
 BLOCK = 64
@@ -51,23 +50,24 @@ class PrioritizedReplay(UniformReplay):
             spec=spec, num_envs=num_envs, gamma=gamma, total_steps=total_steps, seed=seed, device=device,
             directory=directory, capacity=capacity, n_step=n_step, deduplicate=deduplicate, storage=storage,
         )  # fmt: skip
-        self._priorities = Priorities(self.ring.layout.rows, self._device)
+        self._priorities = Priorities(self.ring.rows, self._device)
         self._alpha, self._beta, self._beta_end, self._epsilon = alpha, beta, beta_end, epsilon
         self._total_steps = total_steps
 
     @staticmethod
     def nbytes(spec: Spec, num_envs: int, *, capacity: int, deduplicate: bool = False, **_: Any) -> int:
         """Bytes that a replay with these keys takes when it is made."""
-        layout = Layout(spec, num_envs, capacity, deduplicate)
-        return layout.nbytes + Priorities.nbytes(layout.rows)
+        ring = Ring(spec, num_envs, capacity, deduplicate)
+        return ring.nbytes + sum(part.nbytes for part in Priorities(ring.rows).state_dict().values())
 
     def add(
         self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
     ) -> None:
         """Store one step of each environment, [N, ...], to be drawn with the largest priority."""
-        head, layout = self.ring.head, self.ring.layout
-        super().add(obs, action, reward, terminated, truncated, next_obs)
-        self._priorities.replace((head - layout.window) % layout.rows, head % layout.rows, layout.num_envs)
+        ring, new = self.ring, self.ring.head
+        ring.add(obs, action, reward, terminated, truncated, next_obs)
+        self._priorities.assign((new - ring.window) % ring.rows, ring.num_envs, 0.0)  # can no longer be drawn
+        self._priorities.assign(new % ring.rows, ring.num_envs)
 
     def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
         """What is random or changes with the step in a batch: uniform numbers [B] and β."""
@@ -102,7 +102,7 @@ class Priorities:
     a block that changed is summed anew, so rounding errors never build up and duplicates in a batch do no harm.
     """
 
-    def __init__(self, rows: int, device: torch.device):
+    def __init__(self, rows: int, device: torch.device | str = "meta"):
         blocks = -(-rows // BLOCK)
         self._leaves = torch.zeros(blocks, BLOCK, device=device)
         self._sums = torch.zeros(blocks, dtype=torch.float64, device=device)
@@ -110,16 +110,20 @@ class Priorities:
         self._largest = torch.ones((), device=device)  # of all leaves ever written
         # For a few rows numpy takes a third of a tensor's time.
         parts = (self._leaves, self._sums, self._minima)
-        self._arrays = tuple(part.numpy() for part in parts) if device.type == "cpu" else ()
+        self._arrays = tuple(part.numpy() for part in parts) if self._leaves.device.type == "cpu" else ()
 
-    @staticmethod
-    def nbytes(rows: int) -> int:
-        return -(-rows // BLOCK) * (BLOCK * 4 + 8 + 4)
-
-    def replace(self, old: int, new: int, count: int) -> None:
-        """Rows [old, old + count) can no longer be drawn; rows [new, new + count) can, with the largest leaf so far."""
-        self._assign(old, count, 0.0)
-        self._assign(new, count, self._largest)
+    def assign(self, first: int, count: int, leaf: float | None = None) -> None:
+        """Give rows [first, first + count) one leaf, by default the largest so far."""
+        given = self._largest if leaf is None else leaf
+        rows, blocks = slice(first, first + count), slice(first // BLOCK, (first + count - 1) // BLOCK + 1)
+        if self._arrays:
+            leaves, sums, minima = self._arrays
+            leaves.reshape(-1)[rows] = float(given)
+            sums[blocks] = leaves[blocks].sum(1, dtype=np.float64)
+            minima[blocks] = leaves[blocks].min(1, where=leaves[blocks] > 0, initial=np.inf)
+        else:
+            self._leaves.view(-1)[rows] = given
+            self._refresh(torch.arange(blocks.start, blocks.stop, device=self._leaves.device))
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [B] for uniform numbers [B] float64 in [0, 1), one in each of B equal parts of the total, and their
@@ -149,17 +153,6 @@ class Priorities:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
-
-    def _assign(self, first: int, count: int, leaf: float | Tensor) -> None:
-        rows, blocks = slice(first, first + count), slice(first // BLOCK, (first + count - 1) // BLOCK + 1)
-        if self._arrays:
-            leaves, sums, minima = self._arrays
-            leaves.reshape(-1)[rows] = float(leaf)
-            sums[blocks] = leaves[blocks].sum(1, dtype=np.float64)
-            minima[blocks] = leaves[blocks].min(1, where=leaves[blocks] > 0, initial=np.inf)
-        else:
-            self._leaves.view(-1)[rows] = leaf
-            self._refresh(torch.arange(blocks.start, blocks.stop, device=self._leaves.device))
 
     def _refresh(self, block: Tensor) -> None:
         leaves = self._leaves.index_select(0, block)

@@ -14,6 +14,8 @@ from rl_runner.replay.ring import Ring
 
 FILES_PER_WINDOW = 64
 
+Description = dict[str, Any]
+
 
 class RowLog:
     """Row r, counted since the run's start, stands in file r // rows_per_file, each column in a stretch of its own.
@@ -26,34 +28,30 @@ class RowLog:
 
     def __init__(self, directory: Path, ring: Ring):
         self._directory, self._ring = directory, ring
-        rows_per_file = max(1024, ring.layout.window // FILES_PER_WINDOW)
+        rows_per_file = max(1024, ring.window // FILES_PER_WINDOW)
         columns = {name: column[0].nbytes for name, column in ring.columns.items()}
-        self.description: dict[str, Any] = {"rows_per_file": rows_per_file, "end": 0, "columns": columns, "files": {}}
+        self.description: Description = {"rows_per_file": rows_per_file, "end": 0, "columns": columns, "files": {}}
 
-    def append(self) -> dict[str, Any]:
+    def append(self) -> Description:
         """Write the settled rows that are not on file yet; the new description, valid once its files are synced."""
         directory, span, old = self._directory, self._ring.span, self.description
         directory.mkdir(parents=True, exist_ok=True)
-        rows_per_file = old["rows_per_file"]
-        first, end = max(old["end"], span.start), self._settled
-        files = {key: entry for key, entry in old["files"].items() if (int(key) + 1) * rows_per_file > span.start}
-        for number in range(first // rows_per_file, -(-end // rows_per_file)) if first < end else ():
-            rows = range(max(first, number * rows_per_file), min(end, (number + 1) * rows_per_file))
+        size, first, end = old["rows_per_file"], max(old["end"], span.start), self._settled
+        files = {number: entry for number, entry in old["files"].items() if (int(number) + 1) * size > span.start}
+        for number in range(first // size, -(-end // size)) if first < end else ():
+            rows = range(max(first, number * size), min(end, (number + 1) * size))
             begun, *checksums = files.get(str(number), [rows.start])
             if not checksums or first > old["end"]:  # rows in between were never saved and have left the window
                 begun, checksums = rows.start, [0] * len(old["columns"])
             files[str(number)] = [begun, *self._write(number, rows, checksums)]
         return old | {"end": end, "files": files}
 
-    def sync(self, description: dict[str, Any]) -> None:
+    def sync(self, description: Description) -> None:
         """Bring what `append` wrote to the disk."""
-        synced = self.description["files"]
-        for number in (key for key, entry in description["files"].items() if entry != synced.get(key)):
-            descriptor = os.open(_path(self._directory, number), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        for number, entry in description["files"].items():
+            if entry != self.description["files"].get(number):
+                with _path(self._directory, number).open("rb") as file:
+                    os.fsync(file.fileno())
         durable.sync_directory(self._directory)
 
     def newest(self) -> dict[str, Tensor]:
@@ -61,18 +59,16 @@ class RowLog:
         positions = self._positions(range(self._settled, self._ring.span.stop))
         return {name: column[positions] for name, column in self._ring.columns.items()}
 
-    def restore(self, description: dict[str, Any], newest: dict[str, Tensor]) -> None:
+    def restore(self, description: Description, newest: dict[str, Tensor]) -> None:
         """Fill the ring, whose own state must be there already, from files that `verify` found sound."""
-        span = self._ring.span
+        span, columns = self._ring.span, self._ring.columns
         for number, (begun, *_) in description["files"].items():
             stored = _rows_of(description, number, begun)
             wanted = range(max(stored.start, span.start), min(stored.stop, span.stop))
-            for i, name in enumerate(description["columns"]):
-                column = self._ring.columns[name]
-                data = bytearray(_read(self._directory, description, number, i, wanted))
+            for name, data in zip(columns, _read(self._directory, description, number, wanted), strict=True):
                 if data:
-                    values = torch.frombuffer(data, dtype=column.dtype).view(len(wanted), *column.shape[1:])
-                    column[self._positions(wanted)] = values.to(column.device)
+                    values = torch.frombuffer(data, dtype=columns[name].dtype)
+                    columns[name][self._positions(wanted)] = values.view(len(wanted), *columns[name].shape[1:])
         positions = self._positions(range(self._settled, span.stop))
         for name, values in newest.items():
             self._ring.columns[name][positions] = values.to(positions.device)
@@ -80,32 +76,32 @@ class RowLog:
 
     @property
     def _settled(self) -> int:
-        return max(0, self._ring.head - self._ring.layout.num_envs)
+        return max(0, self._ring.head - self._ring.num_envs)
 
     def _positions(self, rows: range) -> Tensor:
         device = self._ring.columns["reward"].device
-        return torch.arange(rows.start, rows.stop, device=device) % self._ring.layout.rows
+        return torch.arange(rows.start, rows.stop, device=device) % self._ring.rows
 
     def _write(self, number: int, rows: range, checksums: list[int]) -> list[int]:
         """Put rows into a file and carry the columns' checksums on."""
         descriptor = os.open(_path(self._directory, str(number)), os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             positions, carried = self._positions(rows), []
-            for i, (column, checksum) in enumerate(zip(self._ring.columns.values(), checksums, strict=True)):
+            places = _stretches(self.description, rows)
+            for column, (offset, _), checksum in zip(self._ring.columns.values(), places, checksums, strict=True):
                 data = np.ascontiguousarray(column[positions].cpu().numpy()).data.cast("B")
-                durable.write_all(descriptor, data, _offset(self.description, i, rows.start))
+                durable.write_all(descriptor, data, offset)
                 carried.append(zlib.crc32(data, checksum))
         finally:
             os.close(descriptor)
         return carried
 
 
-def verify(directory: Path, description: dict[str, Any]) -> str | None:
+def verify(directory: Path, description: Description) -> str | None:
     """What is wrong with the files of a log, in words; None if every row is as it was written."""
     for number, (begun, *checksums) in description["files"].items():
-        rows = _rows_of(description, number, begun)
         try:
-            data = [_read(directory, description, number, i, rows) for i in range(len(checksums))]
+            data = _read(directory, description, number, _rows_of(description, number, begun))
         except OSError as error:
             return f"{_path(directory, number).name}: {error.strerror}"
         if [zlib.crc32(column) for column in data] != checksums:
@@ -113,7 +109,7 @@ def verify(directory: Path, description: dict[str, Any]) -> str | None:
     return None
 
 
-def remove_unnamed(directory: Path, descriptions: list[dict[str, Any]]) -> None:
+def remove_unnamed(directory: Path, descriptions: list[Description]) -> None:
     """Remove the files that no description names."""
     named = {_path(directory, number) for description in descriptions for number in description["files"]}
     for path in directory.iterdir() if directory.exists() else ():
@@ -125,18 +121,22 @@ def _path(directory: Path, number: str) -> Path:
     return directory / f"{int(number):06d}.rows"
 
 
-def _rows_of(description: dict[str, Any], number: str, begun: int) -> range:
+def _rows_of(description: Description, number: str, begun: int) -> range:
     return range(begun, min(description["end"], (int(number) + 1) * description["rows_per_file"]))
 
 
-def _offset(description: dict[str, Any], column: int, row: int) -> int:
-    """Where in its file a row of a column stands, in bytes."""
-    widths, rows_per_file = list(description["columns"].values()), description["rows_per_file"]
-    return rows_per_file * sum(widths[:column]) + row % rows_per_file * widths[column]
+def _stretches(description: Description, rows: range) -> list[tuple[int, int]]:
+    """Where in their file these rows of each column stand, and how much that is, in bytes."""
+    size, widths = description["rows_per_file"], list(description["columns"].values())
+    first = rows.start % size
+    return [(size * sum(widths[:i]) + first * width, len(rows) * width) for i, width in enumerate(widths)]
 
 
-def _read(directory: Path, description: dict[str, Any], number: str, column: int, rows: range) -> bytes:
-    width = list(description["columns"].values())[column]
+def _read(directory: Path, description: Description, number: str, rows: range) -> list[bytearray]:
+    """These rows of each column."""
+    columns = []
     with _path(directory, number).open("rb") as file:
-        file.seek(_offset(description, column, rows.start) if rows else 0)
-        return file.read(width * len(rows))
+        for offset, size in _stretches(description, rows):
+            file.seek(offset)
+            columns.append(bytearray(file.read(size)))
+    return columns

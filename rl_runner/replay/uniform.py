@@ -1,15 +1,18 @@
-"""Experience replay (Lin 1992; Mnih et al. 2015): every stored transition is equally likely."""
+"""Experience replay (Lin 1992; Mnih et al. 2015), and what was just seen alone: every transition is equally likely."""
 
+import shutil
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from rl_runner.envs import Spec
-from rl_runner.replay.layout import Layout, Storage
-from rl_runner.replay.ring import Batch, Ring
+from rl_runner.errors import UserError
+from rl_runner.replay.ring import Batch, Ring, Storage
 from rl_runner.seeding import generator
 
 
@@ -37,15 +40,15 @@ class UniformReplay:
         storage: Storage = "memory",
     ):
         self._device = torch.device(device)
-        layout = Layout(spec, num_envs, capacity, deduplicate)
         self.grows = deduplicate  # the table of final observations is moved when it is full
-        self.ring = Ring(layout, gamma, n_step, storage, self._device, directory)
+        where: dict[str, Any] = {"storage": storage, "device": self._device, "directory": directory}
+        self.ring = Ring(spec, num_envs, capacity, deduplicate, gamma=gamma, n_step=n_step, **where)
         self._generator = generator(seed, "replay", self._device)
 
     @staticmethod
     def nbytes(spec: Spec, num_envs: int, *, capacity: int, deduplicate: bool = False, **_: Any) -> int:
         """Bytes that a replay with these keys takes when it is made."""
-        return Layout(spec, num_envs, capacity, deduplicate).nbytes
+        return Ring(spec, num_envs, capacity, deduplicate).nbytes
 
     @property
     def size(self) -> int:
@@ -69,7 +72,7 @@ class UniformReplay:
 
     def gather(self, row: Tensor) -> Batch:
         """The transitions that `draw` chose; traceable."""
-        return self.ring.batch(row % self.ring.layout.rows, torch.ones(row.shape, device=self._device))
+        return self.ring.batch(row % self.ring.rows, torch.ones(row.shape, device=self._device))
 
     def prioritize(self, index: Tensor, td_error: Tensor) -> None:
         """Nothing: all transitions are equal."""
@@ -81,3 +84,80 @@ class UniformReplay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ring.load_state_dict(state["ring"])
         self._generator.set_state(state["generator"])
+
+
+class LastReplay:
+    """The newest step of each environment, drawn in turn: with as many updates as rows, each row is learnt once.
+
+    No replay, as tabular Q-learning wants it. The rows stay on the CPU, where tables are.
+    """
+
+    def __init__(self, *, gamma: float):
+        self._gamma = gamma
+        self._newest: tuple[Tensor, ...] = ()
+        self._drawn = 0
+
+    @staticmethod
+    def nbytes(spec: Spec, num_envs: int, **_: Any) -> int:
+        """Nothing worth counting."""
+        return 0
+
+    @property
+    def size(self) -> int:
+        """How many transitions can be drawn."""
+        return len(self._newest[0]) if self._newest else 0
+
+    def add(
+        self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, next_obs: Tensor
+    ) -> None:
+        """Keep one step of each environment, [N, ...], in place of the step before."""
+        self._newest = (obs, action, reward, terminated, next_obs)
+        self._drawn = 0
+
+    def draw(self, batch_size: int, step: int) -> tuple[Tensor, ...]:
+        """The next rows of the newest step, [B, ...], fewer at its end, then again from its start; nothing random."""
+        start = self._drawn % self.size
+        self._drawn = min(start + batch_size, self.size)
+        return tuple(values[start : self._drawn] for values in self._newest)
+
+    def gather(self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, next_obs: Tensor) -> Batch:
+        """The batch of what `draw` gave; traceable."""
+        index = torch.arange(reward.shape[0], device=reward.device)
+        discount = torch.where(terminated, 0.0, self._gamma)
+        return Batch(obs, action, reward, discount, next_obs, torch.ones_like(reward), index)
+
+    def prioritize(self, index: Tensor, td_error: Tensor) -> None:
+        """Nothing: all transitions are equal."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: a new step comes before the next update."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def check_memory(
+    replay: Any, spec: Spec, num_envs: int, *, device: torch.device | str, directory: Path | None, **keys: Any
+) -> None:
+    """UserError if a replay with these config keys does not fit in what is free, naming a capacity that does."""
+    if directory is not None and keys.get("storage") == "memmap":
+        existing = next(parent for parent in [directory, *directory.resolve().parents] if parent.exists())
+        free, place = shutil.disk_usage(existing).free, f"on the disk of {directory}"
+    elif torch.device(device).type == "cuda":
+        free, place = torch.cuda.mem_get_info(device)[0], f"on {device}"
+    else:
+        free, place = psutil.virtual_memory().available, "in memory"
+    needed = replay.nbytes(spec, num_envs, **keys)
+    if needed <= free:
+        return
+
+    def bytes_at(capacity: int) -> int:
+        return replay.nbytes(spec, num_envs, **keys | {"capacity": capacity})
+
+    fits = bisect_right(range(keys["capacity"]), free, key=bytes_at) - 1
+    rounded = fits // (digit := 10 ** max(0, len(str(fits)) - 2)) * digit
+    raise UserError(
+        f"replay.capacity={keys['capacity']} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free {place}: "
+        f"replay.capacity={rounded} would fit"
+    )
