@@ -17,14 +17,12 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
-from rl_runner.persistence import checkpoint, snapshot
+from rl_runner.persistence import checkpoint
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
-from rl_runner.persistence.continuation import check_config, extends, finished, restore, rung
-from rl_runner.persistence.saver import Saver
-from rl_runner.persistence.session import Session
+from rl_runner.persistence.session import Saver, Session, session_in
 from rl_runner.persistence.state import tensors
-from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
+from rl_runner.resume import check_config, check_finite, extends, finished, probe_continuity, restore
 from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
 from rl_runner.train import Run, due_row, train, training_row, updates_due
@@ -68,7 +66,7 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
             prepare(config, Path(scratch), None)
         return {}
     directory = directory.absolute()  # wherever an environment takes the process
-    with Session(directory) as session:
+    with session_in(directory) as session:
         saved = checkpoint.newest(directory / CHECKPOINT)
         if saved:
             check_config(config, saved, directory)
@@ -84,7 +82,7 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
 def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
     """Build or restore the parts and say what will happen; the parts, and what was decided for the whole of the run."""
     device = set_up(config.device, config.threads, config.precision)
-    rebuild, continuity = saved.origin["environment"] if saved else rung(config.env, config.seed)
+    rebuild, continuity = saved.origin["environment"] if saved else probe_continuity(config.env, config.seed)
     parts = build(config, directory, rebuild)
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate
@@ -114,26 +112,20 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     save_config(config, directory / CONFIG)
     (directory / RESULT).unlink(missing_ok=True)
     logger = Logger(directory, header.hparams(config), parts.step, saved.state["written"] if saved else None)
-    progress = Progress(config.total_steps, parts.step)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
 
     def on_row(row: dict[str, float]) -> None:
         row = finite(row)
         logger.write(parts.step, row)
-        progress.show(parts.step, row)
-        session.note(row)
-
-    def after_step() -> None:
-        progress.advance(parts.step)
-        saver.after_step()
+        session.show(row)
 
     if saved and extends(config, saved) and (row := due_row(parts, parts.step - config.num_envs)):
         on_row(row)  # the one with the final evaluation had taken its place
     try:
-        train(parts, update, on_row, after_step)
+        train(parts, update, on_row, saver.after_step)
     except RunFailed:
-        snapshot.check(parts)  # a loss that was not finite before names the culprit better than what came of it
+        check_finite(parts)  # a loss that was not finite before names the culprit better than what came of it
         raise
     finally:
         checkpoints.wait()
@@ -141,7 +133,7 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, config.final_eval_episodes)
     on_row(training_row(parts) | metrics)
-    progress.close()
+    session.close_bar()
     result = finite(metrics) | {
         "episode_returns": returns,
         "total_steps": parts.step,

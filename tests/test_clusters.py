@@ -89,7 +89,6 @@ def test_missing_extra_is_named_in_one_line(
     package: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, f"rl_runner.sweep.{launcher}", raising=False)
     ended = rl_runner("-m", "algo=dqn", "env=CartPole-v1", "seed=0,1", f"hydra/launcher={launcher}")
     assert ended.code == 2
     assert ended.err == [f"hydra/launcher={launcher} needs {package}: pip install 'rl-runner[{launcher}]'"]

@@ -19,11 +19,11 @@ from rl_runner.errors import Interrupted, UserError
 from rl_runner.logger import Logger
 from rl_runner.persistence import checkpoint, durable
 from rl_runner.persistence.checkpoint import Checkpoints, newest
-from rl_runner.persistence.saver import Saver
+from rl_runner.persistence.session import Saver
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.run import run
 from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, SWEEP, read_json, write_json
-from rl_runner.sweep.conduct import owned
+from rl_runner.sweep import owned
 from rl_runner.sweep.jobs import jobs_in
 
 Tree = dict[str, Any]  # name: bytes of a file, or what is in a directory

@@ -30,8 +30,7 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Logger
 from rl_runner.persistence import durable
 from rl_runner.persistence.checkpoint import newest, seal
-from rl_runner.persistence.saver import Saver
-from rl_runner.persistence.session import Session
+from rl_runner.persistence.session import Saver, session_in
 from rl_runner.run import run
 from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, read_json
 from rl_runner.train import train
@@ -275,7 +274,7 @@ class Broken(gym.Env):
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gym.register("Broken-v0", Broken)
-    monkeypatch.setattr("rl_runner.run.rung", lambda env, seed: (False, "not probed"))
+    monkeypatch.setattr("rl_runner.run.probe_continuity", lambda env, seed: (False, "not probed"))
     Broken.steps = 0
     yield
     del gym.registry["Broken-v0"]
@@ -326,7 +325,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(configure: Configur
         run(config, tmp_path / "run")
     assert state(tmp_path / "run") == "running"
     kill(process)
-    with Session(tmp_path / "run"):
+    with session_in(tmp_path / "run"):
         pass
 
 

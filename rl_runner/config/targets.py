@@ -40,7 +40,7 @@ ROLES = {
         "rl_runner.protocols.Replay",
         frozenset({"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"}),
     ),
-    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engine.Engine", frozenset({"threads"})),
+    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engines.Engine", frozenset({"threads"})),
     "hydra.sweeper": Role(
         "rl_runner.sweep.search",
         "rl_runner.sweep.search.Search",
