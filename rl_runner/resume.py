@@ -13,7 +13,7 @@ from rl_runner.envs.state import probe
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import resolve_device
 from rl_runner.persistence.checkpoint import Saved
-from rl_runner.persistence.state import tensors
+from rl_runner.persistence.state import pack, tensors, unpack
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.rundir import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
 from rl_runner.train import Run, schedules
@@ -23,6 +23,7 @@ MAY_CHANGE_ON_RESUME = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
     "dry_run", "fresh", "chosen",
 }  # fmt: skip
+PARTS = ("step", "updates", "agent", "replay", "averages", "warm_up")  # of a run
 
 
 def main(argv: list[str]) -> None:
@@ -91,18 +92,12 @@ def check_finite(run: Run) -> None:
 
 def state_of(run: Run) -> dict[str, Any]:
     """The state of every part but the replay's rows, as plain containers, tensors and numbers; not copies."""
-    return {
-        "step": run.step,
-        "updates": run.updates,
+    return pack(run, PARTS) | {
         "training_seconds": run.stopwatch.seconds,
         "last_row": run.stopwatch.row,
         "finished_episodes": run.finished_episodes,
         "schedules": schedules(run),
-        "agent": run.agent.state_dict(),
-        "replay": run.replay.state_dict(),
         "envs": run.envs.state_dict(),
-        "averages": run.averages.state_dict(),
-        "warm_up": run.warm_up.get_state(),
     }
 
 
@@ -113,14 +108,10 @@ def restore(run: Run, log: RowLog | None, saved: Saved, origin: Mapping[str, Any
     """
     state = saved.state
     try:
-        run.agent.load_state_dict(state["agent"])
-        run.replay.load_state_dict(state["replay"])
-        run.averages.load_state_dict(state["averages"])
-        run.warm_up.set_state(state["warm_up"])
+        unpack(run, state, PARTS)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         what = str(error).partition("\n")[0]
         raise UserError(f"the checkpoint was written by other code and does not fit: {what}") from error
-    run.step, run.updates = state["step"], state["updates"]
     seconds = state["training_seconds"]
     run.stopwatch.set(seconds, tuple(state.get("last_row", (seconds, run.step, run.updates))))
     run.finished_episodes = [(total, length) for total, length in state["finished_episodes"]]

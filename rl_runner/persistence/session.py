@@ -86,16 +86,14 @@ class Session:
         """The last word on a run that has begun: that it is done, or how else it ended."""
         if not self._status:
             return
-        match error:
-            case None:
-                changes = {"state": "finished"}
-            case KeyboardInterrupt():
-                changes = {"state": "interrupted"}
-            case Interrupted():
-                changes = {"state": "interrupted"} | ({"error": error.unsaved} if error.unsaved else {})
-            case _:
-                said = str(error) if isinstance(error, RunFailed | UserError) else one_line(error)
-                changes = {"state": "failed", "error": said}
+        unsaved = getattr(error, "unsaved", None)
+        if error is None:
+            changes = {"state": "finished"}
+        elif isinstance(error, KeyboardInterrupt | Interrupted):
+            changes = {"state": "interrupted"} | ({"error": unsaved} if unsaved else {})
+        else:
+            said = str(error) if isinstance(error, RunFailed | UserError) else one_line(error)
+            changes = {"state": "failed", "error": said}
         self._write(**changes, sync=True)
 
     @contextmanager
@@ -103,7 +101,7 @@ class Session:
         """Where everything is saved, but for what is `unsaved`, a signal interrupts at once."""
         self._unsaved, self._patient = unsaved, False
         if self.signum:
-            self._interrupt(self.signum)
+            raise Interrupted(self.signum, self.resume, unsaved)
         yield
         self._patient = True
 
@@ -112,10 +110,7 @@ class Session:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         self.signum = signum
         if not self._patient:
-            self._interrupt(signum)
-
-    def _interrupt(self, signum: int) -> None:
-        raise Interrupted(signum, self.resume, self._unsaved)
+            raise Interrupted(signum, self.resume, self._unsaved)
 
     def _write(self, sync: bool = False, **changes: Any) -> None:
         self._written = time.monotonic()

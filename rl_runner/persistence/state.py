@@ -4,7 +4,7 @@ The object names its parts in `PARTS`: modules, optimizers, tensors, random gene
 `state_dict` and `load_state_dict`. Loading copies into the tensors that exist, so a captured graph keeps seeing them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from rl_runner.optim import parameters, traceable
 
 
-def pack(owner: Any) -> dict[str, Any]:
-    """The state of every part by its name; not copies."""
-    return {name: _state_of(getattr(owner, name)) for name in owner.PARTS}
+def pack(owner: Any, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """The state of every part by its name, those of `owner.PARTS` unless others are given; not copies."""
+    return {name: _state_of(getattr(owner, name)) for name in parts or owner.PARTS}
 
 
-def unpack(owner: Any, state: Mapping[str, Any]) -> None:
+def unpack(owner: Any, state: Mapping[str, Any], parts: Sequence[str] = ()) -> None:
     """Put a packed state back into the parts."""
-    for name in owner.PARTS:
+    for name in parts or owner.PARTS:
         if isinstance(getattr(owner, name), int):
             setattr(owner, name, state[name])
         else:

@@ -62,7 +62,10 @@ def threads_of(configs: Sequence[Config]) -> int:
 
 
 def conduct(jobs: Sequence[Job], directory: Path, engine: Engine, command: Sequence[str], resumable: bool) -> None:
-    """Do the jobs and draw the conclusion; or say what would be done."""
+    """Do the jobs and draw the conclusion; or say what would be done.
+
+    `resumable`: whether the jobs' directories alone are enough to go on with the command.
+    """
     if jobs[0].config.dry_run:
         print_plan(jobs, directory, engine.n_jobs)
         return
@@ -73,7 +76,8 @@ def conduct(jobs: Sequence[Job], directory: Path, engine: Engine, command: Seque
         print(f"{directory}: {len(jobs)} jobs, {done} finished; {at_once} at once", *lines, sep="\n", flush=True)
         for job in todo:
             job.save()
-        remember(directory, command, resumable)  # last: whoever goes on by the directories alone finds all of them
+        # Last: whoever goes on by the directories alone finds all of them.
+        write_json(directory / SWEEP, {"command": list(command), "resumable": resumable})
         with crew_of(engine) as crew:
             crew.finish(jobs)
         conclude(directory, len(jobs), crew)
@@ -87,11 +91,6 @@ def owned(directory: Path) -> Iterator[None]:
             yield
         except OSError as error:
             raise RunFailed(f"{error.filename or directory}: {error.strerror or error}") from error
-
-
-def remember(directory: Path, command: Sequence[str], resumable: bool) -> None:
-    """Write down the command; `resumable`: whether the jobs' directories alone are enough to go on with it."""
-    write_json(directory / SWEEP, {"command": list(command), "resumable": resumable})
 
 
 def conclude(directory: Path, num_jobs: int, crew: Crew) -> None:

@@ -55,32 +55,36 @@ def crew_of(engine: Engine) -> Iterator["Crew"]:
 class Crew:
     """Jobs that wait, are at work, or have ended; `failures` says of each that failed why.
 
-    A terminal shows a live table of them; elsewhere each change is a line.
+    A terminal shows a live table of them, elsewhere each change is a line.
     """
 
     def __init__(self, engine: Engine):
         self.failures: dict[Job, str] = {}
-        self.waiting: list[Job] = []
         self.working: dict[Job, Worker] = {}
         self.signals: list[int] = []
         self.live = Live(console=Console(stderr=True), auto_refresh=False)
         self._engine = engine
+        self._jobs: dict[Job, tuple[str, str]] = {}  # state and remark
         self._pruned: set[Job] = set()
-        self._shown: dict[Job, tuple[str, str]] = {}  # state and remark
+        self._stopped = False
         self._passed_on = 0  # of the signals
         if self.live.console.is_terminal:
             self.live.start()
 
-    def has(self, job: Job) -> bool:
-        """Whether a job waits or is at work."""
-        return job in self.waiting or job in self.working
+    @property
+    def waiting(self) -> list[Job]:
+        """The jobs that will be started when there is room for them."""
+        return [job for job, (state, _) in self._jobs.items() if state == "waiting" and not self._stopped]
+
+    @property
+    def free(self) -> int:
+        """How many more jobs could be at work than there are."""
+        return 0 if self.signals else self._engine.n_jobs - len(self.waiting) - len(self.working)
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Jobs to be done, those excepted that are finished."""
         for job in jobs:
             self._show(job, "finished" if job.finished else "waiting")
-            if not job.finished:
-                self.waiting.append(job)
 
     def finish(self, jobs: Iterable[Job]) -> None:
         """Do jobs until all have ended."""
@@ -88,10 +92,9 @@ class Crew:
         while self.waiting or self.working:
             self.poll()
 
-    @property
-    def free(self) -> int:
-        """How many more jobs could be at work than there are."""
-        return 0 if self.signals else self._engine.n_jobs - len(self.waiting) - len(self.working)
+    def has(self, job: Job) -> bool:
+        """Whether a job waits or is at work."""
+        return job in self.waiting or job in self.working
 
     def poll(self) -> bool:
         """Look around once; whether a job has ended since the last time."""
@@ -113,12 +116,11 @@ class Crew:
             self._pruned.add(job)
             worker.stop()
         elif job in self.waiting:
-            self.waiting.remove(job)
             self._show(job, "pruned")
 
     def stop(self) -> None:
         """Let every job save and end; a second time without saving."""
-        self.waiting.clear()
+        self._stopped = True
         for worker in self.working.values():
             worker.stop()
 
@@ -127,14 +129,13 @@ class Crew:
             self.signals.append(signum)
 
     def _start(self) -> None:
-        for job in self.waiting[:]:
+        for job in self.waiting:
             if len(self.working) >= self._engine.n_jobs:
                 return
             if owner := owner_of(job.directory):  # what is left of a sweep that was killed and saves, or somebody else
                 self._show(job, "waiting", f"in use by {owner}")
                 continue
-            self.waiting.remove(job)
-            if job.finished:
+            if job.finished:  # by that one
                 self._show(job, "finished")
                 continue
             job.set_status("queued")
@@ -169,9 +170,9 @@ class Crew:
         self._show(job, state, error)
 
     def _show(self, job: Job, state: str, remark: str = "") -> None:
-        if self._shown.get(job) == (state, remark):
+        if self._jobs.get(job) == (state, remark):
             return
-        self._shown[job] = (state, remark)
+        self._jobs[job] = (state, remark)
         if not self.live.console.is_terminal and (state != "waiting" or remark):
             evaluation = job.status().get("evaluation") if state == "finished" else None
             said = remark or ("" if evaluation is None else f"evaluation {evaluation:.4g}")
@@ -181,13 +182,13 @@ class Crew:
         """Draw the table anew, of which a low terminal shows the most urgent rows."""
         if not self.live.is_started:
             return
-        urgent = sorted(self._shown, key=lambda job: URGENCY.index(self._shown[job][0]))
+        urgent = sorted(self._jobs, key=lambda job: URGENCY.index(self._jobs[job][0]))
         urgent = urgent[: max(1, self.live.console.height - OTHER_LINES)]
         table = Table("job", "", "step", "return", "evaluation", "time left", box=None, pad_edge=False)
-        for job, (state, remark) in self._shown.items():  # in their own order
+        for job, (state, remark) in self._jobs.items():  # in their own order
             if job in urgent:
                 table.add_row(Text(job.name), *cells(job, state, remark))
-        counts = Counter(state for state, _ in self._shown.values())
+        counts = Counter(state for state, _ in self._jobs.values())
         summary = Text(", ".join(f"{counts[state]} {state}" for state in URGENCY if counts[state]))
         self.live.update(Group(table, summary), refresh=True)
 

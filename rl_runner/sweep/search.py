@@ -16,8 +16,8 @@ from rl_runner.config.schema import Config
 from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.report.load import read_curves
-from rl_runner.rundir import METRICS, RESULT, SEARCH, read_json, write_json
-from rl_runner.sweep import conclude, engine_of, owned, remember
+from rl_runner.rundir import METRICS, RESULT, SEARCH, SWEEP, read_json, write_json
+from rl_runner.sweep import conclude, engine_of, owned
 from rl_runner.sweep.crew import Crew, crew_of
 from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory, without_updates
 
@@ -86,13 +86,12 @@ class Search:
             if past.params not in known:  # it has failed
                 self.study.enqueue_trial(past.params)
                 known.append(past.params)
-        begun = len(following)
-        left = self._n_trials - begun - sum(past.state in (TrialState.COMPLETE, TrialState.PRUNED) for past in found)
-        looked = time.monotonic()
-        while following or left > 0:
-            while left > 0 and crew.free > 0:
+        begun, looked = len(following), time.monotonic()
+        wanted = self._n_trials - sum(past.state in (TrialState.COMPLETE, TrialState.PRUNED) for past in found)
+        while following or begun < wanted:
+            while begun < wanted and crew.free > 0:
                 begin(self.study.ask(dict(self._space)), set())
-                left, begun = left - 1, begun + 1
+                begun += 1
             ended = crew.poll()
             if crew.signals:
                 break
@@ -120,7 +119,8 @@ class Search:
         """
         seeds = [f"seed={self._base.seed + i}" for i in range(self._n_seeds)]
         configs = self._compose(*[[*(f"{key}={value}" for key, value in trial.params.items()), seed] for seed in seeds])
-        short = [f"{key}={_short(value)}" for key, value in trial.params.items()]
+        short = [f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                 for key, value in trial.params.items()]  # fmt: skip
         names = [[f"trial={trial.number}", *short, seed] for seed in seeds]
         jobs = [placed(self._directory, name, config) for name, config in zip(names, configs, strict=True)]
         for job in jobs:
@@ -168,7 +168,7 @@ def search(space: Space, compose: Compose, settings: Mapping[str, Any], hydra: A
         print("\n".join(f"  {key}: {values}" for key, values in space.items()))
         return
     with owned(directory), recorded(directory / STUDY):
-        remember(directory, sys.argv[1:], resumable=False)
+        write_json(directory / SWEEP, {"command": sys.argv[1:], "resumable": False})
         at_work = factory("hydra.sweeper", group.values)(space=space, compose=compose, directory=directory)
         print(f"{directory}: {len(at_work.study.trials)} trials so far; {engine.n_jobs} jobs at once")
         with crew_of(engine) as crew:
@@ -210,16 +210,9 @@ def importance(study: optuna.Study) -> dict[str, float]:
 
 
 def _distribution(override: Override) -> Values:
-    values = override.value()
-    if not isinstance(values, IntervalSweep):
+    swept = override.value()
+    if not isinstance(swept, IntervalSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    low, high, log = values.start, values.end, "log" in values.tags
-    assert low is not None
-    assert high is not None
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    integers = isinstance(swept.start, int) and isinstance(swept.end, int)
+    kind: Any = IntDistribution if integers else FloatDistribution
+    return kind(swept.start, swept.end, log="log" in swept.tags)
