@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from rl_runner.sweep.jobs import LOG, Job, content_hash
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LARGEST_LOG, END_OF_LOG = 100_000_000, 1_000_000  # bytes
 PATIENCE = 2.0  # seconds for which an answer of squeue holds
-WITHOUT_END = 10_000  # times that a job may be requeued
+WARNING = 90  # seconds before a job's time is over, in which it saves
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -153,39 +154,37 @@ class Slurm:
         mem_gb: PositiveFloat | None,
         options: dict[str, Any],
     ):
-        self._submitit = installed("submitit", extra="slurm")
         if not shutil.which("sbatch"):
             raise UserError("hydra/launcher=slurm: there is no sbatch here; start the sweep on a machine that submits")
         cores = max(map(int, ask("sinfo", "--noheader", "--format=%c").replace("+", "").split()), default=threads)
         if threads > cores:
             raise UserError(f"threads={threads}: no node has more than {cores} cores; the jobs would wait for ever")
-        self.n_jobs = n_jobs
-        self._parameters = {
-            "cpus_per_task": threads,
-            "time": timeout_min,
-            "partition": partition,
-            "gpus_per_node": gpus_per_node,
-            "mem": f"{mem_gb}GB" if mem_gb else None,
-            "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **options},
-        }
+        self.n_jobs, self._threads = n_jobs, threads
+        chosen: dict[str, Any] = {"partition": partition, "time": timeout_min, "gpus_per_node": gpus_per_node}
+        chosen |= {"mem": mem_gb and f"{mem_gb * 1024:.0f}M", "requeue": True, "open_mode": "append"}
+        chosen |= {"signal": f"USR2@{WARNING}"}
+        self._options = [
+            f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for key, value in (chosen | options).items()
+            if value is not None and value is not False
+        ]
         self._queue: set[str] = set()
         self._asked = -PATIENCE
 
     def start(self, job: Job) -> "Queued":
         """Submit a job, or take it over if an earlier command did."""
-        place = job.directory.absolute()
+        place, cores = job.directory.absolute(), f"--cpus-per-task={self._threads}"
         name = f"rl_runner-{content_hash([str(place)])}"
-        numbers = ask("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").split()
-        if not numbers:
-            executor = self._submitit.SlurmExecutor(folder=place / "slurm", max_num_timeout=WITHOUT_END)
-            executor.update_parameters(job_name=name, **self._parameters)
-            try:
-                numbers = [str(executor.submit(Resumable(job.command(), place)).job_id)]
-            except self._submitit.core.utils.FailedJobError as error:
-                raise RunFailed(" ".join(str(error).split())) from error
-        self._queue.add(numbers[0])
-        return Queued(numbers[0], self._holds)
+        number = ask("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").partition("\n")[0]
+        if not number:
+            output = str(place / LOG).replace("%", "%%")
+            words = ["sbatch", "--parsable", f"--job-name={name}", f"--output={output}", cores, *self._options]
+            # SLURM warns a job by SIGUSR2 before it takes the node away: then all is saved, and it queues again.
+            script = f"#!/bin/sh\nsrun {cores} {shlex.join(job.command())}\n"
+            script += f"[ $? -ne {128 + signal.SIGUSR2} ] || scontrol requeue $SLURM_JOB_ID\n"
+            number = ask(*words, standard_input=script).strip().partition(";")[0]
+        self._queue.add(number)
+        return Queued(number, self._holds)
 
     def _holds(self, number: str) -> bool:
         if time.monotonic() - self._asked > PATIENCE:
@@ -209,26 +208,9 @@ class Queued(NamedTuple):
         ask("scancel", "--quiet", "--signal=TERM", self.number)
 
 
-class Resumable(NamedTuple):
-    """What runs on the node: the job's command, whose directory is all that a next attempt needs."""
-
-    command: list[str]
-    directory: Path
-
-    def __call__(self) -> int:
-        with (self.directory / LOG).open("ab") as log:
-            return subprocess.call(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-    def checkpoint(self) -> Any:
-        """SLURM is about to take the node away, and has told the run, too: wait until it has saved."""
-        while owner_of(self.directory):
-            time.sleep(0.1)
-        return import_module("submitit").helpers.DelayedSubmission(self)
-
-
-def ask(*command: str) -> str:
+def ask(*command: str, standard_input: str = "") -> str:
     """What a command of SLURM's prints; RunFailed if the cluster does not answer."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, input=standard_input, capture_output=True, text=True)
     if done.returncode and command[0] != "scancel":  # whose job may just have ended
         raise RunFailed(" ".join(done.stderr.split()))
     return done.stdout
@@ -238,9 +220,12 @@ class Ray:
     """`n_jobs` with Ray at once, which starts them as cores become free; `address` null: a cluster of this machine."""
 
     def __init__(self, *, threads: int, n_jobs: PositiveInt, address: str | None, num_gpus: NonNegativeFloat):
-        self.n_jobs, self._ray = n_jobs, installed("ray", extra="ray")
+        self.n_jobs = n_jobs
         try:
+            self._ray: Any = import_module("ray")
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ModuleNotFoundError as error:
+            raise UserError("hydra/launcher=ray needs ray: pip install 'rl-runner[ray]'") from error
         except ConnectionError as error:
             raise UserError(f"hydra.launcher.address={address}: {' '.join(str(error).split())}") from error
         self._work = self._ray.remote(num_cpus=threads, num_gpus=num_gpus, max_retries=-1)(work)
@@ -280,12 +265,3 @@ def work(command: list[str], job: Path, directory: str) -> int:
         except KeyboardInterrupt:  # it was cancelled
             process.send_signal(signal.SIGTERM)
     return process.returncode
-
-
-def installed(package: str, extra: str) -> Any:
-    """The package that a launcher needs; UserError that names the extra if it is missing."""
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as missing:
-        message = f"hydra/launcher={extra} needs {package}: pip install 'rl-runner[{extra}]'"
-        raise UserError(message) from missing
