@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_runner import rundir
 from rl_runner.commands import parse
 from rl_runner.config.schema import load_config
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed
-from rl_runner.persistence import durable
 from rl_runner.protocols import Agent
 from rl_runner.rundir import CONFIG, POLICY
 from rl_runner.saved_policy import load
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     space = envs.envs[0].action_space
     torch.export.save(program(Policy(agent, space), obs), content := BytesIO())
-    durable.replace(file, content.getvalue())
+    rundir.replace(file, content.getvalue())
     check(file, agent, space, obs)
     print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")
     print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {_sizes(obs)}] {obs.dtype}")

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from killing import rows
 
+from rl_runner import rundir
 from rl_runner.config.schema import Config, load_config
 from rl_runner.errors import Interrupted, UserError
 from rl_runner.logger import Logger
-from rl_runner.persistence import checkpoint, durable
+from rl_runner.persistence import checkpoint
 from rl_runner.persistence.checkpoint import Checkpoints, newest
 from rl_runner.persistence.session import Saver
 from rl_runner.replay.rowlog import RowLog
@@ -210,29 +211,29 @@ def without(owner: Any, name: str) -> Iterator[None]:
 
 
 def replace_without(name: str, **keys: Any) -> Callable[..., None]:
-    """`durable.replace` that leaves out one kind of sync."""
-    replace = durable.replace
+    """`rundir.replace` that leaves out one kind of sync."""
+    replace = rundir.replace
 
     def mutant(path: Path, content: bytes, sync: bool = True) -> None:
         if name == "directory":
-            with without(durable, "sync_directory"):
+            with without(rundir, "sync_directory"):
                 replace(path, content, sync)
         else:
             replace(path, content, sync=False)
-            durable.sync_directory(path.parent)
+            rundir.sync_directory(path.parent)
 
     return mutant
 
 
-SYNC = durable.sync_directory
+SYNC = rundir.sync_directory
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "replace does not sync the file": (durable, "replace", replace_without("file")),
-    "replace does not sync the directory": (durable, "replace", replace_without("directory")),
+    "replace does not sync the file": (rundir, "replace", replace_without("file")),
+    "replace does not sync the directory": (rundir, "replace", replace_without("directory")),
     "no directory above the run's is synced": (
-        durable, "make_directory", lambda path: path.mkdir(parents=True, exist_ok=True),
+        rundir, "make_directory", lambda path: path.mkdir(parents=True, exist_ok=True),
     ),
     "a checkpoint does not sync the run's directory": (
-        durable, "sync_directory", lambda path: sys._getframe(1).f_code.co_name == "_commit" or SYNC(path),
+        rundir, "sync_directory", lambda path: sys._getframe(1).f_code.co_name == "_commit" or SYNC(path),
     ),
     "the replay's rows are not synced": (RowLog, "sync", lambda log, description: None),
     "metrics.jsonl is not synced": (

@@ -22,13 +22,12 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 from killing import assert_same, kill, start
 
-from rl_runner import resume, saved_policy
+from rl_runner import resume, rundir, saved_policy
 from rl_runner.__main__ import main
 from rl_runner.config.schema import Config, load_config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Logger
-from rl_runner.persistence import durable
 from rl_runner.persistence.checkpoint import newest, seal
 from rl_runner.persistence.session import Saver, session_in
 from rl_runner.run import run
@@ -554,7 +553,7 @@ def test_an_end_that_cannot_be_saved_is_a_failure_that_keeps_its_result(
     config = configure(*TINY, *DQN)
     undisturbed = run(config, tmp_path / "undisturbed")
     capsys.readouterr()
-    directory, replace, drain = tmp_path / "full", durable.replace, Logger._drain
+    directory, replace, drain = tmp_path / "full", rundir.replace, Logger._drain
 
     def full(path: Path, content: bytes, sync: bool = True) -> None:
         ended = b'"finished"' in content or path.name != STATUS
@@ -569,7 +568,7 @@ def test_an_end_that_cannot_be_saved_is_a_failure_that_keeps_its_result(
 
     parts: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", full)
+        patch.setattr(rundir, "replace", full)
         patch.setattr(Logger, "_drain", full_log)
         patch.setattr("rl_runner.run.train", lambda run, *rest: (parts.append(run), train(run, *rest)))
         with pytest.raises(RunFailed, match=r"trained to its end, but .*No space left on device.*resume") as failure:

@@ -81,7 +81,7 @@ def test_every_callable_is_refused_but_by_the_role_of_its_class():
 
 
 SECRET = "RL_RUNNER_TEST_SECRET"
-ELSEWHERE = "rl_runner.persistence.durable.replace"  # it writes any file
+ELSEWHERE = "rl_runner.rundir.replace"  # it writes any file
 
 
 @pytest.fixture(scope="module")

@@ -177,11 +177,11 @@ class Slurm:
         name = f"rl_runner-{content_hash([str(place)])}"
         number = ask("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").partition("\n")[0]
         if not number:
-            output = str(place / LOG).replace("%", "%%")
-            words = ["sbatch", "--parsable", f"--job-name={name}", f"--output={output}", cores, *self._options]
+            own, log = (f"--output={place / file}".replace("%", "%%") for file in ("slurm.txt", LOG))
+            words = ["sbatch", "--parsable", f"--job-name={name}", own, cores, *self._options]
             # SLURM warns a job by SIGUSR2 before it takes the node away: then all is saved, and it queues again.
-            script = f"#!/bin/sh\nsrun {cores} {shlex.join(job.command())}\n"
-            script += f"[ $? -ne {128 + signal.SIGUSR2} ] || scontrol requeue $SLURM_JOB_ID\n"
+            script = "#!/bin/sh\n" + shlex.join(["srun", log, "--open-mode=append", cores, *job.command()])
+            script += f"\n[ $? -ne {128 + signal.SIGUSR2} ] || scontrol requeue $SLURM_JOB_ID\n"
             number = ask(*words, standard_input=script).strip().partition(";")[0]
         self._queue.add(number)
         return Queued(number, self._holds)
