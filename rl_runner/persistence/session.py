@@ -98,7 +98,10 @@ class Session:
 
     @contextmanager
     def impatient(self, unsaved: str | None) -> Iterator[None]:
-        """Where everything is saved, but for what is `unsaved`, a signal interrupts at once."""
+        """Where everything is saved, but for what is `unsaved`, a signal interrupts at once.
+
+        The handlers stay: others would be taken for an environment's doing, and put back.
+        """
         self._unsaved, self._patient = unsaved, False
         if self.signum:
             raise Interrupted(self.signum, self.resume, unsaved)
