@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl_runner import rundir
+from rl_runner import persistence
 from rl_runner.commands import parse
 from rl_runner.config.schema import load_config
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed
+from rl_runner.persistence import CONFIG, POLICY
 from rl_runner.protocols import Agent
-from rl_runner.rundir import CONFIG, POLICY
 from rl_runner.saved_policy import load
 
 MAX_CHECKED = 256  # observations of an episode
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     space = envs.envs[0].action_space
     torch.export.save(program(Policy(agent, space), obs), content := BytesIO())
-    rundir.replace(file, content.getvalue())
+    persistence.replace(file, content.getvalue())
     check(file, agent, space, obs)
     print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")
     print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {_sizes(obs)}] {obs.dtype}")

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rl_runner import rundir
+from rl_runner import persistence
 from rl_runner.curves import Curves
 from rl_runner.errors import RunFailed
-from rl_runner.rundir import METRICS
+from rl_runner.persistence import METRICS
 
 
 class Averages:
@@ -98,7 +98,7 @@ class Logger:
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; the lengths of the files, for continuing them."""
-        with rundir.named(self._path):
+        with persistence.named(self._path):
             self._drain()
             os.fsync(self._file.fileno())
         return {"metrics": self._path.stat().st_size, "curves": self._curves.sync(self._rows)}

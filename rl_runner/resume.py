@@ -12,10 +12,10 @@ from rl_runner.config.schema import YOUNGER, Config, EnvConfig, load_config, wri
 from rl_runner.envs.state import probe
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import resolve_device
+from rl_runner.persistence import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
 from rl_runner.persistence.checkpoint import Saved
 from rl_runner.persistence.state import pack, tensors, unpack
 from rl_runner.replay.rowlog import RowLog
-from rl_runner.rundir import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
 from rl_runner.train import Run, schedules
 
 # What changes nothing that a run has learned; everything else must stay as it was.

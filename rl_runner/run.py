@@ -17,13 +17,12 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
-from rl_runner.persistence import checkpoint
+from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.session import Saver, Session, session_in
 from rl_runner.persistence.state import tensors
 from rl_runner.protocols import Agent
 from rl_runner.resume import check_config, check_finite, extends, finished, probe_continuity, restore
-from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
 from rl_runner.seeding import generator
 from rl_runner.train import Run, due_row, train, training_row, updates_due
 

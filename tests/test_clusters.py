@@ -14,7 +14,7 @@ import pytest
 import slurm_cluster
 from sweeping import PYTHONPATH, TINY, Ended, checkpoints, only, same_as_alone
 
-from rl_runner.rundir import read_json
+from rl_runner.persistence import read_json
 from rl_runner.sweep.jobs import content_hash
 
 WORDS = ("-m", *TINY, "total_steps=2500", "seed=1,2,3,4", "hydra.sweep.dir=sweep")

@@ -17,8 +17,8 @@ import torch
 from rl_runner import sweep
 from rl_runner.config.schema import Config
 from rl_runner.errors import Interrupted, RunFailed
+from rl_runner.persistence import RESULT, STATUS
 from rl_runner.persistence.session import LOCK
-from rl_runner.rundir import RESULT, STATUS
 from rl_runner.sweep import conduct, engines
 from rl_runner.sweep import crew as crew_module
 from rl_runner.sweep.crew import Crew, crew_of

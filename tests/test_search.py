@@ -14,8 +14,8 @@ from sweeping import Ended
 
 from rl_runner.config.schema import Config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.persistence import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.report import summary, write_report
-from rl_runner.rundir import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.sweep import crew as crew_module
 from rl_runner.sweep.crew import crew_of
 from rl_runner.sweep.jobs import Job

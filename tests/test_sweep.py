@@ -17,7 +17,7 @@ from sweeping import TINY, Ended, checkpoints, only, same_as_alone
 
 from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
-from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json
+from rl_runner.persistence import CONFIG, RESULT, SWEEP, read_json
 from rl_runner.sweep import owned
 from rl_runner.sweep.engines import Local
 from rl_runner.sweep.jobs import (

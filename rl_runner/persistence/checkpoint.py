@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rl_runner import rundir
+from rl_runner import persistence
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.replay import rowlog
 from rl_runner.replay.rowlog import RowLog
@@ -95,9 +95,9 @@ class Checkpoints:
         try:
             if self._log and rows:
                 self._log.sync(rows)
-            rundir.replace(place.with_suffix(".pt"), content)
-            rundir.sync_directory(self.directory.parent)  # to which this one and the run's other files may be new
-            rundir.replace(place, seal(manifest))
+            persistence.replace(place.with_suffix(".pt"), content)
+            persistence.sync_directory(self.directory.parent)  # to which this one and the run's other files may be new
+            persistence.replace(place, seal(manifest))
             self._kept = [*self._kept, (number, rows)][-KEPT:]
             self._remove_others()
         except OSError as error:

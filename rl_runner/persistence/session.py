@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from rl_runner import rundir
+from rl_runner import persistence
 from rl_runner.envs.spaces import one_line
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.logger import Logger
+from rl_runner.persistence import STATUS, write_json
 from rl_runner.persistence.checkpoint import Checkpoints
 from rl_runner.resume import check_finite, state_of
-from rl_runner.rundir import STATUS, write_json
 from rl_runner.train import Run, crossed
 
 LOCK = ".lock"
@@ -193,7 +193,7 @@ def own(directory: Path) -> Iterator[None]:
     Children do not inherit the lock.
     """
     try:
-        rundir.make_directory(directory)
+        persistence.make_directory(directory)
         file = (directory / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_runner import rundir
+from rl_runner import persistence
 from rl_runner.replay.ring import Ring
 
 FILES_PER_WINDOW = 64
@@ -54,7 +54,7 @@ class RowLog:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        rundir.sync_directory(self._directory)
+        persistence.sync_directory(self._directory)
 
     def newest(self) -> dict[str, Tensor]:
         """The rows of every column that are not settled yet, for the small state."""
@@ -93,7 +93,7 @@ class RowLog:
             positions, carried = self._positions(rows), []
             for i, (column, checksum) in enumerate(zip(self._ring.columns.values(), checksums, strict=True)):
                 data = np.ascontiguousarray(column[positions].cpu().numpy()).data.cast("B")
-                rundir.write_all(descriptor, data, _offset(self.description, i, rows.start))
+                persistence.write_all(descriptor, data, _offset(self.description, i, rows.start))
                 carried.append(zlib.crc32(data, checksum))
         finally:
             os.close(descriptor)

@@ -13,8 +13,8 @@ from rl_runner.config.schema import Config, load_config
 from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import num_threads
+from rl_runner.persistence import CONFIG, RESULT, SWEEP, read_json, write_json
 from rl_runner.persistence.session import own
-from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json, write_json
 from rl_runner.sweep.crew import Crew, crew_of
 from rl_runner.sweep.engines import Engine, Local
 from rl_runner.sweep.jobs import LOG, Job, grid_identity, jobs_in, print_plan, sweep_directory, without_updates

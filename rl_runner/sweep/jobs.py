@@ -19,7 +19,7 @@ from rich.text import Text
 from rl_runner.config.schema import Config, save_config, words_to_trust
 from rl_runner.config.targets import resolve
 from rl_runner.config.validate import env_spec
-from rl_runner.rundir import CONFIG, RESULT, STATUS, attempts, read_json, write_json
+from rl_runner.persistence import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 from rl_runner.train import updates_due
 
 LOG = "log.txt"

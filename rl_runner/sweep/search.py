@@ -15,8 +15,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from rl_runner.config.schema import Config
 from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.persistence import METRICS, RESULT, SEARCH, SWEEP, read_json, write_json
 from rl_runner.report.load import read_curves
-from rl_runner.rundir import METRICS, RESULT, SEARCH, SWEEP, read_json, write_json
 from rl_runner.sweep import conclude, engine_of, owned
 from rl_runner.sweep.crew import Crew, crew_of
 from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory, without_updates
