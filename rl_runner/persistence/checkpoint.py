@@ -85,13 +85,14 @@ class Checkpoints:
 
     def _commit(self, step: int, content: bytes, rows: dict[str, Any] | None) -> None:
         number, place = self._number, self.directory / f"{self._number:06d}.json"
-        manifest: dict[str, Any] = {
+        manifest = {
             "format": FORMAT,
             "number": number,
             "step": step,
             "state_crc32": zlib.crc32(content),
+            "replay": rows,
+            "origin": self._origin,
         }
-        manifest |= {"replay": rows, "origin": self._origin}
         try:
             if self._log and rows:
                 self._log.sync(rows)
