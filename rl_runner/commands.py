@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rl_runner.errors import Parser
-from rl_runner.rundir import POLICY, VIDEOS
+from rl_runner.persistence import POLICY, VIDEOS
 
 if hasattr(argparse.ArgumentParser, "_check_help"):  # Python 3.14: it takes any help for a string
     _check_help = argparse.ArgumentParser._check_help

@@ -12,8 +12,8 @@ from typing import Any
 
 from rl_runner import notes
 from rl_runner.commands import COMMANDS, hydra_parser, parser
+from rl_runner.persistence import CONFIG
 from rl_runner.quiet import quiet
-from rl_runner.rundir import CONFIG
 
 COMPLETION = ("-sc", "--shell-completion")
 UNQUOTED = re.compile(r"[^\w@%+=:,./~-]")  # what means something else to a shell

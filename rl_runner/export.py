@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl_runner import persistence
 from rl_runner.commands import parse
 from rl_runner.config.schema import load_config
 from rl_runner.envs import Envs
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed
-from rl_runner.persistence import durable
+from rl_runner.persistence import CONFIG, POLICY
 from rl_runner.protocols import Agent
-from rl_runner.rundir import CONFIG, POLICY
 from rl_runner.saved_policy import load
 
 MAX_CHECKED = 256  # observations of an episode
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> Path:
         any_size = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(Policy(agent, space), (obs,), dynamic_shapes=any_size)
     torch.export.save(program, content := BytesIO())
-    durable.replace(file, content.getvalue())
+    persistence.replace(file, content.getvalue())
     check(file, agent, space, obs)
     sizes = ", ".join(map(str, obs.shape[1:]))
     print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")

@@ -11,7 +11,7 @@ from torch import nn
 from rl_runner.config.schema import Config, written_values
 from rl_runner.envs import EVAL_LIMIT
 from rl_runner.optim import optimizers
-from rl_runner.rundir import flatten
+from rl_runner.persistence import flatten
 from rl_runner.train import Run
 
 MACHINE = (  # what decides how, not what is learned

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_runner import persistence
 from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
-from rl_runner.persistence import durable
-from rl_runner.rundir import METRICS
+from rl_runner.persistence import METRICS
 from rl_runner.sinks import Sink
 
 
@@ -107,7 +107,7 @@ class Logger:
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""
-        with durable.named(self._path):
+        with persistence.named(self._path):
             self._drain()
             os.fsync(self._file.fileno())
         states = {name: sink.sync(self._rows) for name, sink in self._sinks.items()}

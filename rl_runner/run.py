@@ -17,15 +17,12 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
-from rl_runner.persistence import checkpoint, snapshot
+from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
-from rl_runner.persistence.continuation import check_config, extends, finished, restore
-from rl_runner.persistence.saver import Saver
-from rl_runner.persistence.session import Session
+from rl_runner.persistence.session import Saver, Session, session_in
 from rl_runner.persistence.state import state_of, tensors
-from rl_runner.progress import Progress
 from rl_runner.protocols import Agent
-from rl_runner.rundir import CHECKPOINT, CONFIG, RESULT, write_json
+from rl_runner.resume import check_config, check_finite, extends, finished, restore
 from rl_runner.seeding import generator
 from rl_runner.train import Run, due_row, train, training_row, updates_due
 from rl_runner.wiring import wire
@@ -63,7 +60,7 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
             prepare(config, Path(scratch), None)
         return {}
     directory = directory.absolute()  # wherever an environment takes the process
-    with Session(directory) as session:
+    with session_in(directory) as session:
         saved = checkpoint.newest(directory / CHECKPOINT)
         if saved:
             check_config(config, saved, directory)
@@ -108,33 +105,26 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     session.begin(lambda: parts.step, config.total_steps)
     save_config(config, directory / CONFIG)
     (directory / RESULT).unlink(missing_ok=True)
+    shared = {"directory": directory, "hparams": header.hparams(config)}
     sinks = {
-        name: partial(
-            factory(f"loggers.{name}", group, config.plugins), directory=directory, hparams=header.hparams(config)
-        )
+        name: partial(factory(f"loggers.{name}", group, config.plugins), **shared)
         for name, group in config.loggers.items()
     }
     logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None)
-    progress = Progress(config.total_steps, parts.step)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
 
     def on_row(row: dict[str, float]) -> None:
         row = finite(row)
         logger.write(parts.step, row)
-        progress.show(parts.step, row)
-        session.note(row)
-
-    def after_step() -> None:
-        progress.advance(parts.step)
-        saver.after_step()
+        session.show(row)
 
     if saved and extends(config, saved) and (row := due_row(parts, parts.step - config.num_envs)):
         on_row(row)  # the one with the final evaluation had taken its place
     try:
-        train(parts, update, on_row, after_step)
+        train(parts, update, on_row, saver.after_step)
     except RunFailed:
-        snapshot.check(parts)  # a loss that was not finite before names the culprit better than what came of it
+        check_finite(parts)  # a loss that was not finite before names the culprit better than what came of it
         raise
     finally:
         checkpoints.wait()
@@ -142,7 +132,7 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, config.final_eval_episodes)
     on_row(training_row(parts) | metrics)
-    progress.close()
+    session.close_bar()
     result = finite(metrics) | {
         "episode_returns": returns,
         "total_steps": parts.step,

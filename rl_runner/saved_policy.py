@@ -17,12 +17,11 @@ from rl_runner.envs.seeded import SeededEnv
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
-from rl_runner.persistence import checkpoint
+from rl_runner.persistence import CHECKPOINT, CONFIG, VIDEOS, checkpoint
 from rl_runner.persistence.state import load_state
 from rl_runner.protocols import Agent
 from rl_runner.quiet import quiet
 from rl_runner.run import build_agent
-from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
 
 
 def main(argv: list[str]) -> dict[str, Any]:

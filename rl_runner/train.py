@@ -58,6 +58,8 @@ class Stopwatch:
 class Run:
     """The parts of a run and where it stands."""
 
+    PARTS = ("step", "updates", "agent", "replay", "averages", "warm_up")  # what a checkpoint holds as it is
+
     config: Config
     envs: Envs
     agent: Agent

@@ -23,7 +23,7 @@ from test_kill import ENVS
 import rl_runner
 from rl_runner.config.compose import CONFIGS, parse_composed
 from rl_runner.config.schema import Config
-from rl_runner.rundir import RESULT, read_json
+from rl_runner.persistence import RESULT, read_json
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_runner.config.schema import Config
-from rl_runner.rundir import CHECKPOINT, METRICS, RESULT, read_json
+from rl_runner.persistence import CHECKPOINT, METRICS, RESULT, read_json
 
 WALL_CLOCK = {"charts/SPS", "charts/updates_per_second"}
 

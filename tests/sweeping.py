@@ -7,8 +7,8 @@ from pathlib import Path
 from killing import assert_same, newest_number
 
 from rl_runner.config.schema import load_config
+from rl_runner.persistence import CONFIG
 from rl_runner.run import run
-from rl_runner.rundir import CONFIG
 
 TINY = (
     "algo=q_learning", "env=Mishap-v0", "plugins=[mishaps]", "total_steps=600", "log_every=100", "eval_every=200",

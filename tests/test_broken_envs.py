@@ -24,10 +24,10 @@ from rl_runner.config.schema import EnvConfig
 from rl_runner.config.validate import env_spec
 from rl_runner.envs import Envs, process
 from rl_runner.errors import RunFailed, UserError, tell
+from rl_runner.persistence import CHECKPOINT, STATUS, read_json
 from rl_runner.persistence.checkpoint import newest
 from rl_runner.replay.uniform import UniformReplay
 from rl_runner.run import run
-from rl_runner.rundir import CHECKPOINT, STATUS, read_json
 
 LENGTH = 5  # steps of an episode
 LATE = 43  # steps that an environment behaves: one that a probe plays makes fewer, the one that trains makes 60

@@ -21,12 +21,12 @@ from rl_runner import accelerate
 from rl_runner.config.schema import Config
 from rl_runner.envs import Spec
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.persistence import checkpoint, snapshot
+from rl_runner.persistence import checkpoint
 from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal
-from rl_runner.persistence.continuation import restore
 from rl_runner.persistence.state import state_of, tensors
 from rl_runner.replay import UniformReplay
 from rl_runner.replay.rowlog import RowLog, verify
+from rl_runner.resume import check_finite, restore, snapshot_of
 from rl_runner.run import build, prepare
 from rl_runner.train import Run, train
 
@@ -39,7 +39,7 @@ class Died(BaseException):
 
 def digest(run: Run) -> str:
     """Of all that can influence how the run goes on."""
-    state = snapshot.take(run)
+    state = snapshot_of(run)
     del state["training_seconds"], state["last_row"]
     content = hashlib.sha256(encode(state))
     ring = run.replay.ring
@@ -63,7 +63,7 @@ class Example:
             if self.run.step in (OLDER, NEWER, LATER):
                 self.digests[self.run.step] = digest(self.run)
             if self.run.step in (OLDER, NEWER):
-                checkpoints.save(self.run.step, snapshot.take(self.run))
+                checkpoints.save(self.run.step, state_of(self.run))
 
         train(self.run, accelerate.build_update(self.run.agent, self.run.replay, self.run.averages, "eager"),
               lambda row: None, after_step)  # fmt: skip
@@ -85,7 +85,7 @@ class Example:
         assert log is not None
         log.description = saved.replay
         checkpoints = Checkpoints(directory, self.origin, log, saved)
-        checkpoints.save(LATER, snapshot.take(self.run))
+        checkpoints.save(LATER, state_of(self.run))
         return checkpoints.wait()
 
 
@@ -330,9 +330,9 @@ def test_whatever_of_the_agents_state_is_not_finite_is_named(
     algo: str, env: str, culprit: str, configure: Callable[..., Config]
 ) -> None:
     run = build(configure(f"algo={algo}", f"env={env}", "tuned=none", "network.hidden=[4]"), None)
-    snapshot.check(run)
+    check_finite(run)
     state = {path.strip("/").replace("/", "."): tensor for path, tensor in tensors(state_of(run.agent))}
     assert culprit in state, list(state)
     state[culprit].fill_(torch.nan)
     with pytest.raises(RunFailed, match=f"^{re.escape(culprit)} is not finite"):
-        snapshot.check(run)
+        check_finite(run)

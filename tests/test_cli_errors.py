@@ -267,7 +267,7 @@ def test_mistake_gets_its_line(rl_runner, words, expected):
 )
 def test_a_sweep_takes_what_hydra_takes(rl_runner, monkeypatch, words, jobs):
     swept = []
-    monkeypatch.setattr("rl_runner.sweep.conduct.sweep", lambda jobs, *_: swept.extend(jobs))
+    monkeypatch.setattr("rl_runner.sweep.sweep", lambda jobs, *_: swept.extend(jobs))
     assert rl_runner("-m", *words.split(), "tuned=none") == Ended(0, [], [])
     key = words.lstrip("+").partition("=")[0]
     assert [job[0] for job in swept] == [f"{key}={value}" for value in jobs]

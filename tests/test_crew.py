@@ -14,18 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from rl_runner import sweep
 from rl_runner.config.schema import Config
 from rl_runner.errors import Interrupted, RunFailed
+from rl_runner.persistence import RESULT, STATUS
 from rl_runner.persistence.session import LOCK
-from rl_runner.rundir import RESULT, STATUS
-from rl_runner.sweep import conduct as conduct_module
+from rl_runner.sweep import conduct, engines
 from rl_runner.sweep import crew as crew_module
-from rl_runner.sweep import local
-from rl_runner.sweep.board import Board
-from rl_runner.sweep.conduct import conduct
-from rl_runner.sweep.crew import Crew
+from rl_runner.sweep.crew import Crew, crew_of
+from rl_runner.sweep.engines import Local
 from rl_runner.sweep.jobs import LOG, Job, jobs_in
-from rl_runner.sweep.local import Local
 
 # What a job's process does, in its directory.
 FINISH = f"""echo '{{"state": "finished"}}' > {STATUS}; echo '{{"total_steps": 100}}' > {RESULT}; echo done"""
@@ -47,7 +45,7 @@ def base(configure: Callable[..., Config]) -> Config:
 def make(base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Jobs whose processes are small scripts of the shell."""
     monkeypatch.setattr(crew_module, "PAUSE", 0.01)
-    monkeypatch.setattr(conduct_module, "conclude", lambda *_: None)
+    monkeypatch.setattr(sweep, "conclude", lambda *_: None)
 
     def make(*scripts: str, device: str = "auto") -> list[Job]:
         configs = [base.model_copy(update={"seed": seed, "device": device}) for seed in range(len(scripts))]
@@ -66,10 +64,8 @@ def make(base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def work_through(jobs: list[Job], n_jobs: int = 4) -> Crew:
-    with Crew(Local(threads=1, n_jobs=n_jobs), Board()) as crew:
-        crew.add(jobs)
-        while crew.busy:
-            crew.turn()
+    with crew_of(Local(threads=1, n_jobs=n_jobs)) as crew:
+        crew.finish(jobs)
     return crew
 
 
@@ -148,7 +144,7 @@ def test_a_full_disk_does_not_stop_what_is_at_work(make: Make, monkeypatch: pyte
     monkeypatch.setattr("rl_runner.sweep.jobs.write_json", full)
     assert [job.name for job in work_through(jobs, n_jobs=1).failures] == ["seed=1"]
     assert states(jobs) == ["finished", None, "finished"]
-    monkeypatch.setattr("rl_runner.sweep.conduct.write_json", full)
+    monkeypatch.setattr("rl_runner.sweep.write_json", full)
     with pytest.raises(RunFailed, match=f"^{jobs[0].directory.parent}: No space left on device$"):
         conduct(jobs, jobs[0].directory.parent, Local(threads=1, n_jobs=1), ["-m"], True)
 
@@ -170,8 +166,8 @@ def test_a_job_in_use_is_said_once_and_waited_for(make: Make, capsys: pytest.Cap
 
 
 def test_a_log_without_end_keeps_its_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "LARGEST_LOG", 1_000_000)
-    monkeypatch.setattr(local, "END_OF_LOG", 1000)
+    monkeypatch.setattr(engines, "LARGEST_LOG", 1_000_000)
+    monkeypatch.setattr(engines, "END_OF_LOG", 1000)
     print_on = "i=0; while [ $i -lt 300 ]; do head -c 100000 /dev/zero; sleep 0.002; i=$((i+1)); done"
     (job,) = make(f"{print_on}; echo; echo over; exit 1")
     largest = 0

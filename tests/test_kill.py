@@ -9,7 +9,7 @@ import pytest
 from killing import assert_same, run_to_the_end, run_with_kills
 
 from rl_runner.config.schema import Config
-from rl_runner.rundir import METRICS
+from rl_runner.persistence import METRICS
 
 KILLS = 5
 TINY = (

@@ -14,7 +14,7 @@ from killing import PROCESSES, rows
 from sweeping import TINY, Ended, only
 
 from rl_runner.__main__ import main
-from rl_runner.rundir import RESULT, STATUS, read_json
+from rl_runner.persistence import RESULT, STATUS, read_json
 
 RUN = (*TINY, "+env.kwargs.what=talk", "seed=1", "hydra.run.dir=run")
 COMMANDS = {RUN: 0, ("eval", "run", "plugins=[mishaps]"): 0, ("--help",): 0, ("resume", "nothing"): 2, ("algo=no",): 2}

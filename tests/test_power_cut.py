@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from killing import rows
 
+from rl_runner import persistence
 from rl_runner.config.schema import Config, load_config
 from rl_runner.errors import Interrupted, UserError
 from rl_runner.logger import Logger
-from rl_runner.persistence import checkpoint, durable
+from rl_runner.persistence import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, SWEEP, checkpoint, read_json, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, newest
-from rl_runner.persistence.saver import Saver
+from rl_runner.persistence.session import Saver
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.run import run
-from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, SWEEP, read_json, write_json
-from rl_runner.sweep.conduct import owned
+from rl_runner.sweep import owned
 from rl_runner.sweep.jobs import jobs_in
 
 Tree = dict[str, Any]  # name: bytes of a file, or what is in a directory
@@ -210,29 +210,29 @@ def without(owner: Any, name: str) -> Iterator[None]:
 
 
 def replace_without(name: str, **keys: Any) -> Callable[..., None]:
-    """`durable.replace` that leaves out one kind of sync."""
-    replace = durable.replace
+    """`persistence.replace` that leaves out one kind of sync."""
+    replace = persistence.replace
 
     def mutant(path: Path, content: bytes, sync: bool = True) -> None:
         if name == "directory":
-            with without(durable, "sync_directory"):
+            with without(persistence, "sync_directory"):
                 replace(path, content, sync)
         else:
             replace(path, content, sync=False)
-            durable.sync_directory(path.parent)
+            persistence.sync_directory(path.parent)
 
     return mutant
 
 
-SYNC = durable.sync_directory
+SYNC = persistence.sync_directory
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "replace does not sync the file": (durable, "replace", replace_without("file")),
-    "replace does not sync the directory": (durable, "replace", replace_without("directory")),
+    "replace does not sync the file": (persistence, "replace", replace_without("file")),
+    "replace does not sync the directory": (persistence, "replace", replace_without("directory")),
     "no directory above the run's is synced": (
-        durable, "make_directory", lambda path: path.mkdir(parents=True, exist_ok=True),
+        persistence, "make_directory", lambda path: path.mkdir(parents=True, exist_ok=True),
     ),
     "a checkpoint does not sync the run's directory": (
-        durable, "sync_directory", lambda path: sys._getframe(1).f_code.co_name == "_commit" or SYNC(path),
+        persistence, "sync_directory", lambda path: sys._getframe(1).f_code.co_name == "_commit" or SYNC(path),
     ),
     "the replay's rows are not synced": (RowLog, "sync", lambda log, description: None),
     "metrics.jsonl is not synced": (

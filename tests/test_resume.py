@@ -22,18 +22,16 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 from killing import assert_same, kill, start
 
-from rl_runner import resume, saved_policy
+from rl_runner import persistence, resume, saved_policy
 from rl_runner.__main__ import main
 from rl_runner.config.schema import Config, load_config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Logger
-from rl_runner.persistence import durable
+from rl_runner.persistence import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, read_json
 from rl_runner.persistence.checkpoint import newest, seal
-from rl_runner.persistence.saver import Saver
-from rl_runner.persistence.session import Session
+from rl_runner.persistence.session import Saver, session_in
 from rl_runner.run import run
-from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, read_json
 from rl_runner.train import train
 
 TINY = (
@@ -326,7 +324,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(configure: Configur
         run(config, tmp_path / "run")
     assert state(tmp_path / "run") == "running"
     kill(process)
-    with Session(tmp_path / "run"):
+    with session_in(tmp_path / "run"):
         pass
 
 
@@ -555,7 +553,7 @@ def test_an_end_that_cannot_be_saved_is_a_failure_that_keeps_its_result(
     config = configure(*TINY, *DQN)
     undisturbed = run(config, tmp_path / "undisturbed")
     capsys.readouterr()
-    directory, replace, drain = tmp_path / "full", durable.replace, Logger._drain
+    directory, replace, drain = tmp_path / "full", persistence.replace, Logger._drain
 
     def full(path: Path, content: bytes, sync: bool = True) -> None:
         ended = b'"finished"' in content or path.name != STATUS
@@ -570,7 +568,7 @@ def test_an_end_that_cannot_be_saved_is_a_failure_that_keeps_its_result(
 
     parts: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", full)
+        patch.setattr(persistence, "replace", full)
         patch.setattr(Logger, "_drain", full_log)
         patch.setattr("rl_runner.run.train", lambda run, *rest: (parts.append(run), train(run, *rest)))
         with pytest.raises(RunFailed, match=r"trained to its end, but .*No space left on device.*resume") as failure:

@@ -14,11 +14,10 @@ from sweeping import Ended
 
 from rl_runner.config.schema import Config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
+from rl_runner.persistence import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.report import summary, write_report
-from rl_runner.rundir import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
 from rl_runner.sweep import crew as crew_module
-from rl_runner.sweep.board import Board
-from rl_runner.sweep.crew import Crew
+from rl_runner.sweep.crew import crew_of
 from rl_runner.sweep.jobs import Job
 
 optuna = pytest.importorskip("optuna")
@@ -91,7 +90,7 @@ def search(
         defaults = {"n_trials": 20, "n_seeds": 1, "seed": 0, "prune": False, "prune_after": 0.1, "prune_startup": 3}
         space = space_of(OverridesParser.create().parse_overrides(SPACE))
         running = Search(space=space, compose=compose, directory=directory, **defaults | settings)
-        with Crew(engine, Board()) as crew:
+        with crew_of(engine) as crew:
             running.run(crew)
         return running.record(), engine
 

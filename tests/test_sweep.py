@@ -17,12 +17,20 @@ from sweeping import TINY, Ended, checkpoints, only, same_as_alone
 
 from rl_runner.config.schema import Config
 from rl_runner.errors import UserError
-from rl_runner.rundir import CONFIG, RESULT, SWEEP, read_json
-from rl_runner.sweep.board import duration
-from rl_runner.sweep.conduct import owned
-from rl_runner.sweep.jobs import LOG, Job, grid_identity, job_hash, jobs_in, placed, sweep_directory
-from rl_runner.sweep.local import Local
-from rl_runner.sweep.plan import _together
+from rl_runner.persistence import CONFIG, RESULT, SWEEP, read_json
+from rl_runner.sweep import owned
+from rl_runner.sweep.engines import Local
+from rl_runner.sweep.jobs import (
+    LOG,
+    Job,
+    duration,
+    grid_identity,
+    job_hash,
+    jobs_in,
+    placed,
+    sweep_directory,
+    together,
+)
 
 Command = Callable[..., Ended]
 NOTHING = "will learn nothing, they end before their first update: raise total_steps or lower learning_starts"
@@ -132,10 +140,10 @@ def test_dry_run_tells_and_starts_nothing(rl_runner: Command, tmp_path: Path) ->
 
 
 def test_a_sweep_takes_no_less_than_its_longest_job() -> None:
-    assert _together([60.0, 120.0], at_once=1) == "3 min"
-    assert _together([60.0, 120.0], at_once=2) == "2 min"
-    assert _together([60.0] * 6, at_once=2) == "3 min"
-    assert _together([60.0, None], at_once=2).startswith("unknown")
+    assert together([60.0, 120.0], at_once=1) == "3 min"
+    assert together([60.0, 120.0], at_once=2) == "2 min"
+    assert together([60.0] * 6, at_once=2) == "3 min"
+    assert together([60.0, None], at_once=2).startswith("unknown")
 
 
 def test_sweep_is_found_again_by_its_jobs_alone(configure: Callable[..., Config], tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_directories_have_safe_names(
 
 
 def test_second_sweep_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    held = "import sys, time; from pathlib import Path; from rl_runner.sweep.conduct import owned\n"
+    held = "import sys, time; from pathlib import Path; from rl_runner.sweep import owned\n"
     held += "with owned(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None

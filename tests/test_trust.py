@@ -81,7 +81,7 @@ def test_every_callable_is_refused_but_by_the_role_of_its_class():
 
 
 SECRET = "RL_RUNNER_TEST_SECRET"
-ELSEWHERE = "rl_runner.persistence.durable.replace"  # it writes any file
+ELSEWHERE = "rl_runner.persistence.replace"  # it writes any file
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def call(target: object) -> dict[str, object]:
 TARGETS = [
     ELSEWHERE,
     "rl_runner.logger.Logger",
-    "rl_runner.rundir.write_json",
-    "rl_runner.sweep.ray.work",
-    "rl_runner.sweep.local.Local",
+    "rl_runner.persistence.write_json",
+    "rl_runner.sweep.engines.work",
+    "rl_runner.sweep.engines.Local",
     "rl_runner.run.run",
     "rl_runner.algos.dqn.Tensor",
     "rl_runner.algos.sac.generator",

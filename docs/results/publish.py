@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
+from rl_runner.persistence import CONFIG, METRICS, RESULT
 from rl_runner.report import SCORE
 from rl_runner.report.build import find, write
 from rl_runner.report.markdown import markdown
 from rl_runner.report.reference import Reference, read_reference
-from rl_runner.rundir import CONFIG, METRICS, RESULT
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "results.md"

@@ -17,7 +17,7 @@ from rl_runner.config.targets import GROUPS, PARTS
 from rl_runner.config.words import as_typed
 from rl_runner.errors import UserError, tell
 from rl_runner.notes import CONFIGS as CONFIGS
-from rl_runner.rundir import attempts
+from rl_runner.persistence import attempts
 
 if TYPE_CHECKING:
     from rl_runner.config.schema import Config, Parsed

@@ -14,7 +14,7 @@ from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS
 from rl_runner.config.words import opened
 from rl_runner.errors import UserError
-from rl_runner.rundir import CONFIG, SWEEP, command_line_of, flatten
+from rl_runner.persistence import CONFIG, SWEEP, command_line_of, flatten
 
 
 def read(path: Path) -> tuple[DictConfig, list[str]]:

@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
+from rl_runner import persistence
 from rl_runner.config.interpolation import Written, plain, reaching_out
 from rl_runner.config.problems import value_problems
 from rl_runner.config.saved import override, read
@@ -35,8 +36,7 @@ from rl_runner.config.targets import (
 )
 from rl_runner.config.words import spelt
 from rl_runner.errors import UserError
-from rl_runner.persistence import durable
-from rl_runner.rundir import COMMAND
+from rl_runner.persistence import COMMAND
 
 __all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
 
@@ -189,7 +189,7 @@ def save_config(config: Config, path: Path) -> None:
     words = shlex.join(config._command_line)
     command = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
     text = f"{COMMAND}{command}\n{yaml.safe_dump(written_values(config), sort_keys=False)}"
-    durable.replace(path, text.encode())
+    persistence.replace(path, text.encode())
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

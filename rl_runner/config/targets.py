@@ -67,7 +67,7 @@ ROLES = {
         frozenset({"directory", "hparams", "step", "state"}),
         missing={"tensorboard": {"_target_": "rl_runner.sinks.TensorBoard"}},
     ),
-    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engine.Engine", frozenset({"threads"})),
+    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engines.Engine", frozenset({"threads"})),
     "hydra.sweeper": Role(
         "rl_runner.sweep.search",
         "rl_runner.sweep.search.Search",

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
+from rl_runner import persistence
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.persistence import durable
 from rl_runner.replay import rowlog
 from rl_runner.replay.rowlog import RowLog
 
 FORMAT = 1
 KEPT = 2
+ROWS = "replay"  # the directory of the rows' log, beside the checkpoints
 SCALARS = (str, int, float, bool, type(None))
 
 
@@ -83,7 +84,7 @@ class Checkpoints:
         self.problem = f"checkpoint at step {step:,} failed ({error.strerror or error}), {last}"
 
     def _commit(self, step: int, content: bytes, rows: dict[str, Any] | None) -> None:
-        number = self._number
+        number, place = self._number, self.directory / f"{self._number:06d}.json"
         manifest = {
             "format": FORMAT,
             "number": number,
@@ -95,9 +96,9 @@ class Checkpoints:
         try:
             if self._log and rows:
                 self._log.sync(rows)
-            durable.replace(_state_file(self.directory, number), content)
-            durable.sync_directory(self.directory.parent)  # to which this one and the run's other files may be new
-            durable.replace(_manifest_file(self.directory, number), seal(manifest))
+            persistence.replace(place.with_suffix(".pt"), content)
+            persistence.sync_directory(self.directory.parent)  # to which this one and the run's other files may be new
+            persistence.replace(place, seal(manifest))
             self._kept = [*self._kept, (number, rows)][-KEPT:]
             self._remove_others()
         except OSError as error:
@@ -108,17 +109,17 @@ class Checkpoints:
         self._number, self.saved_step, self.problem = number + 1, step, None
 
     def _remove_others(self) -> None:
-        named = {make(self.directory, number) for number, _ in self._kept for make in (_state_file, _manifest_file)}
+        names = {f"{number:06d}" for number, _ in self._kept}
         # Manifests first: one without its files would be taken for a damaged checkpoint.
         for path in sorted(self.directory.glob("*.*"), key=lambda path: path.suffix != ".json"):
-            if path not in named:
+            if path.stem not in names:
                 path.unlink()
-        rowlog.remove_unnamed(_log_directory(self.directory), [rows for _, rows in self._kept if rows])
+        rowlog.remove_unnamed(self.directory / ROWS, [rows for _, rows in self._kept if rows])
 
 
 def log_of(replay: Any, directory: Path) -> RowLog | None:
     """The log of a replay's rows; None if it has no ring and so keeps everything in its state."""
-    return RowLog(_log_directory(directory), replay.ring) if hasattr(replay, "ring") else None
+    return RowLog(directory / ROWS, replay.ring) if hasattr(replay, "ring") else None
 
 
 def newest(directory: Path, with_replay: bool = True) -> Saved | None:
@@ -151,27 +152,7 @@ def seal(manifest: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path, with_replay: bool) -> Saved:
-    manifest = _manifest(path)
-    number, rows = manifest["number"], manifest["replay"]
-    state_file = _state_file(path.parent, number)
-    if _manifest_file(path.parent, number) != path:
-        raise Damaged(f"it is checkpoint {number} under another name")
-    try:
-        content = state_file.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{state_file.name}: {error.strerror}") from error
-    if zlib.crc32(content) != manifest["state_crc32"]:
-        raise Damaged(f"{state_file.name} is damaged")
-    if with_replay and rows and (damage := rowlog.verify(_log_directory(path.parent), rows)):
-        raise Damaged(damage)
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise Damaged(f"{state_file.name} holds other things than tensors and numbers") from error
-    return Saved(number, manifest["step"], manifest["origin"], rows, state)
-
-
-def _manifest(path: Path) -> dict[str, Any]:
+    """The checkpoint that a manifest describes; Damaged if anything of it is not as it was written."""
     try:
         manifest = json.loads(path.read_bytes())
         checksum = manifest.pop("crc32")
@@ -184,7 +165,22 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest['format']}, this rl_runner reads format {FORMAT}: "
             "use the version that wrote it, or a newer one"
         )
-    return manifest
+    number, rows, state_file = manifest["number"], manifest["replay"], path.with_suffix(".pt")
+    if path.stem != f"{number:06d}":
+        raise Damaged(f"it is checkpoint {number} under another name")
+    try:
+        content = state_file.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{state_file.name}: {error.strerror}") from error
+    if zlib.crc32(content) != manifest["state_crc32"]:
+        raise Damaged(f"{state_file.name} is damaged")
+    if with_replay and rows and (damage := rowlog.verify(path.parent / ROWS, rows)):
+        raise Damaged(damage)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise Damaged(f"{state_file.name} holds other things than tensors and numbers") from error
+    return Saved(number, manifest["step"], manifest["origin"], rows, state)
 
 
 def _checksum(manifest: dict[str, Any]) -> int:
@@ -205,15 +201,3 @@ def _plain(value: Any, path: str) -> Any:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise RunFailed(f"cannot be saved: {path} is a {kind}; use tensors, numbers, strings, lists and dicts")
     return value
-
-
-def _state_file(directory: Path, number: int) -> Path:
-    return directory / f"{number:06d}.pt"
-
-
-def _manifest_file(directory: Path, number: int) -> Path:
-    return directory / f"{number:06d}.json"
-
-
-def _log_directory(directory: Path) -> Path:
-    return directory / "replay"

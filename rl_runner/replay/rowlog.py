@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_runner.persistence import durable
+from rl_runner import persistence
 from rl_runner.replay.ring import Ring
 
 FILES_PER_WINDOW = 64
@@ -52,7 +52,7 @@ class RowLog:
             if entry != self.description["files"].get(number):
                 with _path(self._directory, number).open("rb") as file:
                     os.fsync(file.fileno())
-        durable.sync_directory(self._directory)
+        persistence.sync_directory(self._directory)
 
     def newest(self) -> dict[str, Tensor]:
         """The rows of every column that are not settled yet, for the small state."""
@@ -90,7 +90,7 @@ class RowLog:
             places = _stretches(self.description, rows)
             for column, (offset, _), checksum in zip(self._ring.columns.values(), places, checksums, strict=True):
                 data = np.ascontiguousarray(column[positions].cpu().numpy()).data.cast("B")
-                durable.write_all(descriptor, data, offset)
+                persistence.write_all(descriptor, data, offset)
                 carried.append(zlib.crc32(data, checksum))
         finally:
             os.close(descriptor)

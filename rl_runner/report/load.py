@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from rl_runner.config.schema import DEFAULTS_ADDED_LATER
 from rl_runner.errors import UserError
+from rl_runner.persistence import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
 from rl_runner.report.names import plain
 from rl_runner.report.places import places
 from rl_runner.report.progress import progress
-from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
 
 Array = NDArray[np.float64]
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from rl_runner.persistence import SEARCH, read_json
 from rl_runner.report.names import plain, shown
 from rl_runner.report.page import Section
 from rl_runner.report.places import places
 from rl_runner.report.plots import Picture, Studio, row_name
 from rl_runner.report.style import GROUPS, MUTED, TEXT
 from rl_runner.report.table import NONE, Table
-from rl_runner.rundir import SEARCH, read_json
 
 MOST_ROWS = 10
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from rl_runner.persistence import SWEEP, read_json
 from rl_runner.report.aggregate import Aggregate, Estimate
 from rl_runner.report.load import Array, Collection, Run
 from rl_runner.report.names import plain
@@ -13,7 +14,6 @@ from rl_runner.report.sentences import QUANTITIES, Comparison, bracket, mean_tex
 from rl_runner.report.statistics import summarize
 from rl_runner.report.study import LOSSES, Study
 from rl_runner.report.table import Cell, Table
-from rl_runner.rundir import SWEEP, read_json
 
 
 def results(study: Study, reference: Reference, comparisons: Mapping[str, list[Comparison]]) -> dict[str, Table]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -15,14 +15,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from rl_runner.config.schema import Config
 from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.persistence import METRICS, RESULT, SEARCH, SWEEP, read_json, write_json
 from rl_runner.report.load import read_curves
-from rl_runner.rundir import METRICS, RESULT, SEARCH, read_json, write_json
-from rl_runner.sweep.board import Board
-from rl_runner.sweep.conduct import conclude, owned, remember, threads_of
-from rl_runner.sweep.crew import Crew
-from rl_runner.sweep.engine import engine
-from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory
-from rl_runner.sweep.plan import without_updates
+from rl_runner.sweep import conclude, engine_of, owned
+from rl_runner.sweep.crew import Crew, crew_of
+from rl_runner.sweep.jobs import Job, job_hash, placed, sweep_directory, without_updates
 
 try:
     import optuna
@@ -41,14 +38,6 @@ ENOUGH_TO_TELL = 5  # different values
 Values = FloatDistribution | IntDistribution | CategoricalDistribution
 Space = Mapping[str, Values]
 Compose = Callable[..., list[Config]]  # the configs of jobs that override these words
-
-
-class Trial(NamedTuple):
-    """A proposal, one job for each of its seeds, and the steps whose evaluations Optuna knows."""
-
-    proposal: optuna.Trial
-    jobs: list[Job]
-    reported: set[int]
 
 
 class Search:
@@ -81,32 +70,35 @@ class Search:
         warm_up = int(prune_after * self._base.total_steps)
         self.study.pruner = optuna.pruners.MedianPruner(prune_startup, n_warmup_steps=warm_up)
 
-    def run(self, crew: Crew) -> list[Job]:
-        """Go on with the trials that were open, then with new ones; all jobs that there were."""
+    def run(self, crew: Crew) -> int:
+        """Go on with the trials that were open, then with new ones; how many jobs there were."""
+        following: list[Iterator[None]] = []
+
+        def begin(trial: optuna.Trial, reported: set[int]) -> None:
+            following.append(self._follow(trial, crew, reported))
+            next(following[-1])
+
         found = self.study.get_trials(deepcopy=False)
-        self._propose_failed_again(found)
-        open_trials = [
-            # The trial of a killed process is taken up under its own number.
-            self._start(optuna.Trial(self.study, past._trial_id), crew, set(past.intermediate_values))
-            for past in found
-            if past.state == TrialState.RUNNING
-        ]
-        done = sum(past.state in (TrialState.COMPLETE, TrialState.PRUNED) for past in found)
-        left = self._n_trials - done - len(open_trials)
-        jobs = [job for trial in open_trials for job in trial.jobs]
-        looked = time.monotonic()
-        while open_trials or left > 0:
-            while left > 0 and crew.free > 0:
-                open_trials.append(self._start(self.study.ask(dict(self._space)), crew, set()))
-                jobs += open_trials[-1].jobs
-                left -= 1
-            ended = crew.turn()
-            if crew.stopped:
+        known = [past.params for past in found if past.state != TrialState.FAIL]
+        for past in found:
+            if past.state == TrialState.RUNNING:  # that of a killed process is taken up under its own number
+                begin(optuna.Trial(self.study, past._trial_id), set(past.intermediate_values))
+            if past.params not in known:  # it has failed
+                self.study.enqueue_trial(past.params)
+                known.append(past.params)
+        begun, looked = len(following), time.monotonic()
+        wanted = self._n_trials - sum(past.state in (TrialState.COMPLETE, TrialState.PRUNED) for past in found)
+        while following or begun < wanted:
+            while begun < wanted and crew.free > 0:
+                begin(self.study.ask(dict(self._space)), set())
+                begun += 1
+            ended = crew.poll()
+            if crew.signals:
                 break
             if ended or time.monotonic() - looked > LOOK_EVERY:
-                open_trials = [trial for trial in open_trials if not self._settled(trial, crew)]
+                following = [trial for trial in following if next(trial, "over") != "over"]
                 looked = time.monotonic()
-        return jobs
+        return begun * self._n_seeds
 
     def record(self) -> dict[str, Any]:
         """What the search has found, for the report."""
@@ -120,55 +112,47 @@ class Search:
             "importance": importance(self.study),
         }
 
-    def _propose_failed_again(self, found: Sequence[optuna.trial.FrozenTrial]) -> None:
-        known = [past.params for past in found if past.state != TrialState.FAIL]
-        for past in found:
-            if past.state == TrialState.FAIL and past.params not in known:
-                self.study.enqueue_trial(past.params)
-                known.append(past.params)
+    def _follow(self, trial: optuna.Trial, crew: Crew, reported: set[int]) -> Iterator[None]:
+        """Give the crew a trial's jobs, one for each seed; then at every `next` tell Optuna what is new, until it ends.
 
-    def _start(self, proposal: optuna.Trial, crew: Crew, reported: set[int]) -> Trial:
-        words = [f"{key}={value}" for key, value in proposal.params.items()]
+        `reported`: the steps whose evaluations Optuna knows.
+        """
         seeds = [f"seed={self._base.seed + i}" for i in range(self._n_seeds)]
-        configs = self._compose(*[[*words, seed] for seed in seeds])
-        short = [f"{key}={_short(value)}" for key, value in proposal.params.items()]
-        names = [[f"trial={proposal.number}", *short, seed] for seed in seeds]
+        configs = self._compose(*[[*(f"{key}={value}" for key, value in trial.params.items()), seed] for seed in seeds])
+        short = [f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                 for key, value in trial.params.items()]  # fmt: skip
+        names = [[f"trial={trial.number}", *short, seed] for seed in seeds]
         jobs = [placed(self._directory, name, config) for name, config in zip(names, configs, strict=True)]
         for job in jobs:
             if not job.finished:
                 job.save()
         crew.add(jobs)
-        return Trial(proposal, jobs, reported)
+        yield
+        while not all(job.finished for job in jobs):
+            if self._prune and self._hopeless(trial, jobs, reported):
+                self.study.tell(trial, state=TrialState.PRUNED)
+                for job in jobs:
+                    crew.prune(job)
+                return
+            if not any(crew.has(job) for job in jobs):
+                self.study.tell(trial, state=TrialState.FAIL)
+                return
+            yield
+        self.study.tell(trial, fmean(read_json(job.directory / RESULT)[SCORE] for job in jobs))
 
-    def _settled(self, trial: Trial, crew: Crew) -> bool:
-        """Tell what is new of a trial; whether nothing more will come."""
-        proposal, jobs, _ = trial
-        if all(job.finished for job in jobs):
-            self.study.tell(proposal, fmean(read_json(job.directory / RESULT)[SCORE] for job in jobs))
-            return True
-        if self._prune and self._hopeless(trial):
-            self.study.tell(proposal, state=TrialState.PRUNED)
-            for job in jobs:
-                crew.drop(job, "pruned")
-            return True
-        if any(crew.has(job) for job in jobs):
-            return False
-        self.study.tell(proposal, state=TrialState.FAIL)
-        return True
-
-    def _hopeless(self, trial: Trial) -> bool:
+    def _hopeless(self, trial: optuna.Trial, jobs: Sequence[Job], reported: set[int]) -> bool:
         """Report the evaluations that all seeds have reached; whether the pruner gives the trial up."""
-        curves = [read_curves(job.directory / METRICS).get(SCORE) for job in trial.jobs]
+        curves = [read_curves(job.directory / METRICS).get(SCORE) for job in jobs]
         points = [dict(zip(map(int, curve.steps), curve.values, strict=True)) if curve else {} for curve in curves]
-        for step in sorted(set.intersection(*map(set, points)) - trial.reported):
-            trial.proposal.report(fmean(values[step] for values in points), step)
-            trial.reported.add(step)
-            if trial.proposal.should_prune():
+        for step in sorted(set.intersection(*map(set, points)) - reported):
+            trial.report(fmean(values[step] for values in points), step)
+            reported.add(step)
+            if trial.should_prune():
                 return True
         return False
 
 
-def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: str, launcher: tuple[str, Any]) -> None:
+def search(space: Space, compose: Compose, settings: Mapping[str, Any], hydra: Any) -> None:
     """Search the space, then write the report; UserError before anything starts if a job could not."""
     (base,) = compose([])
     at_ends = compose(*[[f"{key}={value}"] for key, values in space.items() for value in extremes(values)])
@@ -176,21 +160,21 @@ def search(space: Space, compose: Compose, settings: Mapping[str, Any], place: s
     if group.problems:
         raise UserError("\n".join(group.problems))
     identity = [job_hash(base), sorted(f"{key} {values}" for key, values in space.items()), group.values["n_seeds"]]
-    directory = sweep_directory(place, identity, base.fresh)
-    chosen = engine(*launcher, threads=threads_of([base]))
+    directory = sweep_directory(hydra.sweep.dir, identity, base.fresh)
+    engine = engine_of(hydra, [base])
     print("".join(f"{line}\n" for line in without_updates(at_ends, "ends of the space")), end="")
     if base.dry_run:
         print(f"{group.values['n_trials']} trials of {group.values['n_seeds']} jobs in {directory} over")
         print("\n".join(f"  {key}: {values}" for key, values in space.items()))
         return
     with owned(directory), recorded(directory / STUDY):
-        remember(directory, sys.argv[1:], resumable=False)
+        write_json(directory / SWEEP, {"command": sys.argv[1:], "resumable": False})
         at_work = factory("hydra.sweeper", group.values)(space=space, compose=compose, directory=directory)
-        print(f"{directory}: {len(at_work.study.trials)} trials so far; {chosen.n_jobs} jobs at once")
-        with Crew(chosen, Board()) as crew:
-            jobs = at_work.run(crew)
+        print(f"{directory}: {len(at_work.study.trials)} trials so far; {engine.n_jobs} jobs at once")
+        with crew_of(engine) as crew:
+            num_jobs = at_work.run(crew)
         write_json(directory / SEARCH, at_work.record())
-        conclude(directory, len(jobs), crew)
+        conclude(directory, num_jobs, crew)
 
 
 @contextmanager
@@ -226,16 +210,9 @@ def importance(study: optuna.Study) -> dict[str, float]:
 
 
 def _distribution(override: Override) -> Values:
-    values = override.value()
-    if not isinstance(values, IntervalSweep):
+    swept = override.value()
+    if not isinstance(swept, IntervalSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    low, high, log = values.start, values.end, "log" in values.tags
-    assert low is not None
-    assert high is not None
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    integers = isinstance(swept.start, int) and isinstance(swept.end, int)
+    kind: Any = IntDistribution if integers else FloatDistribution
+    return kind(swept.start, swept.end, log="log" in swept.tags)

@@ -18,51 +18,39 @@ from rl_runner.errors import UserError
 MOST_ENVS = 200  # beyond which a glob is a mistake: each of them would be made first
 
 
-class JobsSweeper(Sweeper):
-    """What composes jobs; `params`: swept values of a file."""
+class GridSweeper(Sweeper):
+    """All combinations of the swept values, each a job; `params`: swept values of a file."""
 
-    def __init__(self, params: DictConfig):
-        self.params = params
+    def __init__(self, params: DictConfig, **settings: Any):
+        self.params, self.settings = params, settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.master, self.loader = config, hydra_context.config_loader
 
-    def load(self, words: Sequence[str]) -> DictConfig:
-        """What a job's words compose to."""
-        return self.loader.load_sweep_config(self.master, list(map(opened, words)))
-
-
-class GridSweeper(JobsSweeper):
-    """All combinations of the swept values, each a job."""
-
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.config.diagnose import validate_jobs
-        from rl_runner.sweep.conduct import sweep
+        from rl_runner.sweep import sweep
 
         jobs = grid(parse(arguments, self.params, self.loader))
-        sweep(jobs, validate_jobs(self.load, jobs), self.master.hydra.sweep.dir, launcher_of(self.master))
+        sweep(jobs, self.compose(jobs), self.master.hydra)
+
+    def compose(self, jobs: Sequence[Sequence[str]]) -> list[Any]:
+        """The validated configs of jobs by their words."""
+        from rl_runner.config.diagnose import validate_jobs
+
+        return validate_jobs(lambda words: self.loader.load_sweep_config(self.master, list(map(opened, words))), jobs)
 
 
-class OptunaSweeper(JobsSweeper):
+class OptunaSweeper(GridSweeper):
     """A search for the values that score best."""
 
-    def __init__(self, params: DictConfig, **settings: Any):
-        super().__init__(params)
-        self.settings = settings
-
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.config.diagnose import validate_jobs
         from rl_runner.sweep.search import search, space_of
 
         overrides = parse(arguments, self.params, self.loader)
         words = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         swept = [override for override in overrides if override.is_sweep_override()]
         space = space_of(swept or parse([], self.shipped_space(), self.loader))
-
-        def compose(*jobs: Sequence[str]) -> list[Any]:
-            return validate_jobs(lambda overrides: self.load([*words, *overrides]), jobs)
-
-        search(space, compose, self.settings, self.master.hydra.sweep.dir, launcher_of(self.master))
+        search(space, lambda *jobs: self.compose([[*words, *job] for job in jobs]), self.settings, self.master.hydra)
 
     def shipped_space(self) -> DictConfig:
         """The content of search/<algo>.yaml."""
@@ -80,12 +68,6 @@ def parse(arguments: Sequence[str], params: DictConfig, loader: ConfigLoader) ->
     keys = {override.key_or_group for override in typed}
     filed = [as_typed(f"{key!s}={value}") for key, value in params.items() if str(key).lstrip("+") not in keys]
     return [*parser.parse_overrides(filed), *typed]
-
-
-def launcher_of(master: DictConfig) -> tuple[str, Any]:
-    """The name of the chosen launcher, and its config."""
-    launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
-    return master.hydra.runtime.choices["hydra/launcher"], launcher
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
