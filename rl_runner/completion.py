@@ -12,17 +12,11 @@ from typing import Any
 
 from rl_runner import notes
 from rl_runner.commands import COMMANDS, hydra_parser, parser
-from rl_runner.quiet import quiet
+from rl_runner.console import quiet
 from rl_runner.rundir import CONFIG
 
-COMPLETION = ("-sc", "--shell-completion")
+FLAGS = {"-sc", "--shell-completion"}
 UNQUOTED = re.compile(r"[^\w@%+=:,./~-]")  # what means something else to a shell
-
-
-def asking(words: Sequence[str]) -> str | None:
-    """The shell that asks, as the function that Hydra installs in it does."""
-    shells = [word.removeprefix("query=") for word in words if word.startswith("query=")]
-    return shells[0] if shells and any(word in COMPLETION for word in words) else None
 
 
 def answer(shell: str) -> None:

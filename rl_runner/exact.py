@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
-from scipy.sparse import csr_array
 
 from rl_runner.envs import EVAL_LIMIT
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MAX_SWEEPS = 100_000  # of value iteration; only an undiscounted problem without a solution comes near
 
@@ -17,7 +20,7 @@ MAX_SWEEPS = 100_000  # of value iteration; only an undiscounted problem without
 class Model:
     """A finite Markov decision process of S states and A actions."""
 
-    transition: csr_array  # [S*A, S]; probability of going on in s'; an outcome that terminates goes on nowhere
+    transition: "csr_array"  # [S*A, S]; probability of going on in s'; an outcome that terminates goes on nowhere
     reward: np.ndarray  # [S, A]; expected
     initial: np.ndarray  # [S]; distribution of the first state
     reachable: np.ndarray  # [S] bool; the non-terminal states that an episode can visit
@@ -45,6 +48,8 @@ def _toy_text(env: gym.Env) -> Model | None:
     S, A = int(observation.n), int(action.n)
     if outcomes.keys() != set(range(S)) or np.shape(initial) != (S,):
         return None
+    from scipy.sparse import csr_array  # only tables wait for it
+
     reward = np.zeros((S, A))
     rows, columns, probabilities = [], [], []
     for s, actions in outcomes.items():
@@ -89,7 +94,7 @@ def exact_return(model: Model, policy: np.ndarray) -> float:
     return float(model.initial @ value)
 
 
-def _reachable(transition: csr_array, initial: np.ndarray, num_actions: int) -> np.ndarray:
+def _reachable(transition: "csr_array", initial: np.ndarray, num_actions: int) -> np.ndarray:
     found = initial > 0
     while True:
         successors = found | (transition.T @ np.repeat(found, num_actions).astype(np.float64) > 0)

@@ -11,6 +11,7 @@ import torch
 from rl_runner.commands import parse
 from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, EnvConfig, load_config
+from rl_runner.console import quiet
 from rl_runner.envs import EVAL_LIMIT, make
 from rl_runner.envs.process import contained, one_line
 from rl_runner.envs.spaces import action_map
@@ -19,7 +20,6 @@ from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import checkpoint
 from rl_runner.protocols import Agent
-from rl_runner.quiet import quiet
 from rl_runner.run import build_agent
 from rl_runner.rundir import CHECKPOINT, CONFIG, VIDEOS
 

@@ -1,5 +1,7 @@
 """The config of a run: its schema, and its file."""
 
+import functools
+import operator
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,6 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     Field,
@@ -14,42 +20,23 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
 
-from rl_runner.config.interpolation import Written, plain, reaching_out
-from rl_runner.config.problems import value_problems
-from rl_runner.config.saved import override, read
-from rl_runner.config.targets import (
-    GROUPS,
-    PARTS,
-    ROLES,
-    Strict,
-    factory,
-    import_plugins,
-    is_difference,
-    names,
-    read_groups,
-    within,
-)
-from rl_runner.config.words import spelt
+from rl_runner.config import targets
+from rl_runner.config.problems import flat_keys, override_problem
+from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
+from rl_runner.config.targets import factory as factory
+from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import durable
-from rl_runner.rundir import COMMAND
-
-__all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
+from rl_runner.rundir import COMMAND, CONFIG, SWEEP, command_line_of, flatten
 
 
-def matching(pattern: str, meaning: str) -> AfterValidator:
-    """A check that a string matches a pattern, whose complaint says what the pattern means."""
-
-    def check(value: str) -> str:
-        if re.fullmatch(pattern, value):
-            return value
-        raise ValueError(meaning)
-
-    return AfterValidator(check)
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda or cuda:N")
+    return name
 
 
 class EnvConfig(Strict):
@@ -74,7 +61,7 @@ class RunLevel(Strict):
     update_every: PositiveInt
     updates: PositiveInt
     lr_schedule: Literal["constant", "linear"] = "constant"
-    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
+    device: Annotated[str, AfterValidator(_device)]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]
     precision: Literal["highest", "high", "medium"]
@@ -89,7 +76,7 @@ class RunLevel(Strict):
 
 
 # What a file from before a key existed means.
-YOUNGER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
 
 
 class Config(RunLevel):
@@ -139,39 +126,37 @@ def parse(
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
     run_level = {key: value for key, value in raw.items() if key not in ("env", *GROUPS)}
     plugins = _strings(raw.get("plugins"))
-    plugin_problems = import_plugins(plugins)
+    plugin_problems = targets.import_plugins(plugins)
     env_keys = [f"env.{key}" for key in EnvConfig.model_fields]
     known = [*RunLevel.model_fields, "env", *env_keys, *GROUPS]
-    values = {name: raw.get(name, {} if ROLES[name].base else None) for name in GROUPS}
-    groups = read_groups(values, plugins, known)
+    values = {name: raw.get(name, {} if name in PARTS else None) for name in GROUPS}
+    groups = targets.read_groups(values, plugins, known)
     known += [key for group in groups.values() for key in group.keys]
-    env_problems = _problems(EnvConfig, raw.get("env"), known, "env.")
-    env = None if env_problems else EnvConfig.model_validate(raw["env"])
-    problems = _problems(RunLevel, run_level, known) + plugin_problems + env_problems
+    problems = checked(RunLevel, run_level, known)[1] + plugin_problems
+    env, env_problems = None, ["env: needs env.id, the name of an environment"]
+    if isinstance(raw.get("env"), Mapping):
+        env, env_problems = checked(EnvConfig, raw["env"], known, "env.")
+    problems += env_problems
     algo = groups["algo"].target
     for name, group in groups.items():
-        if algo and values[name] and name in PARTS and not names(algo, name):
+        if algo and values[name] and name in PARTS and not targets.names(algo, name):
             problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
         else:
             problems += group.problems
-    targets = {name: group.target for name, group in groups.items() if group.target}
+    allowed = {name: group.target for name, group in groups.items() if group.target}
     if problems:
-        return Parsed(None, env, targets, problems)
-    sound = {name: group.values for name, group in groups.items()}
-    config = Config.model_validate({**raw, **sound, "chosen": dict(chosen)})
+        return Parsed(None, env, allowed, problems)
+    config = Config.model_validate({**raw, **{name: group.values for name, group in groups.items()}, "chosen": chosen})
     config._written.update(written)
     config._command_line.extend(command_line)
-    return Parsed(config, env, targets, problems)
+    return Parsed(config, env, allowed, problems)
 
 
 def written_values(config: Config) -> dict[str, Any]:
     """The config as it may stand in files: what came from the process environment is left unresolved."""
     values = config.model_dump(mode="json")
     for (*parents, key), text in config._written.items():
-        node = values
-        for parent in parents:
-            node = node[parent]
-        node[key] = text
+        functools.reduce(operator.getitem, parents, values)[key] = text
     return values
 
 
@@ -188,20 +173,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     The file may come from a stranger: what it would import, or read from outside of itself, the overrides must name.
     """
-    saved, command_line = read(path)
-    typed = override(saved, overrides)
+    saved, command_line = _read_file(path)
+    typed = _override(saved, overrides)
+    keys = [tuple(key.split(".")) for key in typed]
     problems = [
         f"{path} would read more than itself: if you trust it, add {shlex.quote(' '.join(spelt(place, text).split()))}"
-        for place, text in reaching_out(saved).items()
-        if not any(tuple(map(str, place))[: len(key)] == key for key in (tuple(key.split(".")) for key in typed))
+        for place, text in interpolations(OmegaConf.to_container(saved))
+        # A resolver, which could read anything, is called by ${name:...}; what only refers to the file itself may stay.
+        if ":" in text and not any(tuple(map(str, place))[: len(key)] == key for key in keys)
     ]
     if problems:
         raise UserError("\n".join(problems))
     values, written = plain(saved)
     trusted = _strings(values.get("plugins")) if "plugins" in typed else []
-    unknown = [name for name in _packages(values, typed) if not within(name, trusted)]
-    if names := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
-        raise UserError(f"{path} would import {names}: if you trust it, add plugins=[{names}]")
+    unknown = [name for name in _packages(values, typed) if not targets.within(name, trusted)]
+    if packages := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
+        raise UserError(f"{path} would import {packages}: if you trust it, add plugins=[{packages}]")
     chosen = values.pop("chosen", {})
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path} is not the config of a run")
@@ -219,14 +206,49 @@ def words_to_trust(config: Config) -> list[str]:
     return named + [spelt(place, text) for place, text in config._written.items()]
 
 
-def _problems(model: type[Strict], values: Any, known: Sequence[str], prefix: str = "") -> list[str]:
-    if not isinstance(values, Mapping):
-        return [f"{prefix[:-1]}: needs {prefix}id, the name of an environment"]
+def _read_file(path: Path) -> tuple[DictConfig, list[str]]:
+    """The content of a saved config, and the command line that stands above it."""
     try:
-        model.model_validate(values)
-    except ValidationError as error:
-        return value_problems(error, known, prefix)
-    return []
+        text = path.read_text("utf-8")
+        saved = OmegaConf.create(yaml.safe_load(text))
+    except FileNotFoundError:
+        raise UserError(_no_run(path.parent)) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path} is not the config of a run")
+    return saved, command_line_of(text)
+
+
+def _override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """Change the saved config by overrides; the keys that they name."""
+    OmegaConf.set_struct(saved, True)
+    problems: list[str] = []
+    typed: set[str] = set()
+    for text in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([opened(text)])
+            key, value = parsed.package or parsed.key_or_group, parsed.value()
+            if parsed.is_delete() or parsed.is_sweep_override():
+                problems.append(f"{text}: a saved run takes key=value, one value each")
+            elif key in ("env", *GROUPS) and not isinstance(value, dict):
+                problems.append(f"{text}: a saved run keeps its {key} but for single keys; start a new run")
+            else:
+                OmegaConf.update(saved, key, value, force_add=parsed.is_force_add())
+                typed |= flatten({key: value}).keys()
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(override_problem(text, error, flat_keys(saved)))
+    if problems:
+        raise UserError("\n".join(problems))
+    return typed
+
+
+def _no_run(directory: Path) -> str:
+    """What a directory without a config is instead."""
+    runs = sorted(found.parent for found in directory.glob(f"*/{CONFIG}"))
+    if (directory / SWEEP).exists():
+        return f"{directory} is a sweep: name one of its {len(runs)} runs" + (f", such as {runs[0]}" if runs else "")
+    return f"{directory} holds no run: there is no {CONFIG} in it" + (f"; did you mean {runs[-1]}?" if runs else "")
 
 
 def _packages(values: Mapping[str, Any], typed: Collection[str]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rl_runner.config.schema import YOUNGER
+from rl_runner.config.schema import DEFAULTS_ADDED_LATER
 from rl_runner.errors import UserError
 from rl_runner.report.names import plain
 from rl_runner.report.places import places
@@ -128,7 +128,7 @@ def read_run(directory: Path, name: str) -> Run:
     """Read one run directory; ValueError if its config.yaml is not one of ours."""
     text = _text(directory / CONFIG)
     config = yaml.safe_load(text)
-    settings = YOUNGER | _checked(config) | {"command": _command(text)}
+    settings = DEFAULTS_ADDED_LATER | _checked(config) | {"command": _command(text)}
     status = read_json(directory / STATUS)
     result = _numbers(read_json(directory / RESULT))
     state = status.get("state") or ("finished" if result else "unknown")

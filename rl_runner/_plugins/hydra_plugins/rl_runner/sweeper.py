@@ -36,7 +36,7 @@ class GridSweeper(JobsSweeper):
     """All combinations of the swept values, each a job."""
 
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.config.diagnose import validate_jobs
+        from rl_runner.config.compose import validate_jobs
         from rl_runner.sweep.conduct import sweep
 
         jobs = grid(parse(arguments, self.params, self.loader))
@@ -51,7 +51,7 @@ class OptunaSweeper(JobsSweeper):
         self.settings = settings
 
     def sweep(self, arguments: list[str]) -> None:
-        from rl_runner.config.diagnose import validate_jobs
+        from rl_runner.config.compose import validate_jobs
         from rl_runner.sweep.search import search, space_of
 
         overrides = parse(arguments, self.params, self.loader)
