@@ -83,7 +83,7 @@ def measure_schedule(directory: Path, seconds: float) -> None:
     words = ["algo=dqn", "env=CartPole-v1", "tuned=none", f"total_steps={int(seconds * 800)}", "final_eval_episodes=5"]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = hydra.compose("config", words, return_hydra_config=True)
-        config = parse_composed(composed, words).config
+        config = parse_composed(composed).config
     result = run(config, directory)
     wall = result["wall_seconds"]
     print(

@@ -89,7 +89,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     ]  # fmt: skip
     with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
         values, written = plain(compose("config", overrides))
-    parsed = parse(values, {}, written, overrides)
+    parsed = parse(values, written, {}, overrides)
     assert parsed.config, parsed.problems
     torch.set_num_threads(num_threads(parsed.config.threads))
     with TemporaryDirectory() as directory:

@@ -49,7 +49,8 @@ def show(composed: Any, args: argparse.Namespace) -> None:
 
     places = [Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == "file"]
     choices = {group: name for group, name in composed.hydra.runtime.choices.items() if name}
-    texts = comments(notes.files(choices, places, args.config_name or "config"), choices, typed)
+    files = notes.files(choices, places, args.config_name or "config")
+    texts = comments(files, {group.rpartition("@")[2]: name for group, name in choices.items()}, typed)
     types, docs = described(values, typed) if typed else ({}, {})
     for key, words in types.items():
         said = texts.get(key, "")
@@ -86,7 +87,7 @@ def described(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[Texts, T
             target = groups[role.base].get("_target_")
         keys, doc = constructor(f"{SCHEMA}.EnvConfig" if role is None else KEYS_OF.get(str(target), str(target)))
         types |= {f"{name}.{key}": words for key, words in keys.items() if role is None or key not in role.wired}
-        if doc and role and name.replace(".", "/") in typed:
+        if role and keys and name.replace(".", "/") in typed:
             docs[name] = MARKUP.split(doc)[0].strip()
     return {key: words for key, words in types.items() if words}, docs
 

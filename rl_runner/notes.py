@@ -83,6 +83,13 @@ def groups(places: Sequence[Path]) -> list[str]:
     return sorted({parent.relative_to(place).as_posix() for place, parent in below})
 
 
+def parts(places: Sequence[Path]) -> dict[str, str]:
+    """The groups that are for one part of an agent, each with the group whose files it takes."""
+    main = _find("", "config", places)
+    entries = [group.split("@") for group in defaults_of(read(main, "", "config"))] if main else []
+    return {entry[1]: entry[0] for entry in entries if len(entry) == 2}
+
+
 def options(group: str, places: Sequence[Path]) -> list[str]:
     """The names of a group's files."""
     return sorted({path.stem for place in places for path in (place / group).glob("*.yaml")})

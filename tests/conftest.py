@@ -72,7 +72,7 @@ def configure() -> Callable[..., Config]:
     def configure(*overrides: str) -> Config:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-            parsed = parse_composed(composed, overrides)
+            parsed = parse_composed(composed)
         assert parsed.config is not None, parsed.problems
         return parsed.config
 

@@ -83,7 +83,7 @@ def play(config: Config, directory: Path, rng: Random) -> int:
 def configure(words: list[str]) -> Config:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = hydra.compose("config", words, return_hydra_config=True)
-        config, _, _, problems = parse_composed(composed, words)
+        config, _, _, problems = parse_composed(composed)
     assert config is not None, problems
     return config
 

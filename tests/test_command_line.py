@@ -118,6 +118,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("replay=prioritized replay.beta", {"replay.beta=", "replay.beta_end="}),
         ("optimizer.lr=", {"optimizer.lr=1e-3"}),  # tuned/sac_Pendulum-v1
         ("tuned=none optimizer.lr=", {"optimizer.lr=3e-4"}),
+        ("critic_network=", {"critic_network=dueling", "critic_network=mlp"}),
+        ("critic_network.h", {"critic_network.hidden="}),
+        ("tuned=none optimizer=sgd alpha_optimizer.l", {"alpha_optimizer.lr="}),
         ("+optimizer.l", {"+optimizer.lr="}),
         ("--config-dir mine algo=m", {"algo=my_dqn"}),
         ("--config-dir mine algo=my_dqn algo.so", {"algo.something_new="}),
@@ -237,6 +240,7 @@ def test_a_value_from_elsewhere_says_where_it_is_from(shown: Shown) -> None:
         ("hydra/launcher=slurm", ["timeout_min: 720 # integer > 0; after which", "# `n_jobs` in the queue at once"]),
         ("hydra/sweeper=optuna", ["n_seeds: 1 # integer > 0; per trial"]),
         ("env=CartPole-v1", ["max_episode_steps: null # integer > 0 | null; null: the environment's own time limit"]),
+        ("critic_network=dueling", ["hidden: [256, 256] # list of integer > 0"]),
         ("accelerate=eager", ["accelerate: eager # auto | eager | compile | cudagraph; here from the command line"]),
     ],
 )  # fmt: skip

@@ -42,32 +42,29 @@ Load = Callable[[Sequence[str]], DictConfig]  # composes typed words
 def start(arguments: Namespace, parser: ArgumentParser) -> None:
     """Train or sweep as the command line says, or show what it composes to."""
     hydra, name = set_up(arguments), arguments.config_name or "config"
-    for_hydra = list(map(opened, arguments.overrides))
-    words = list(map(as_typed, for_hydra))
-
-    def load(words: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        return hydra.compose_config(name, list(map(opened, words)), mode)
-
+    arguments.overrides = list(map(opened, arguments.overrides))
     try:
-        if arguments.help:
-            return show(load(words, RunMode.MULTIRUN if arguments.multirun else RunMode.RUN), arguments)
         if arguments.hydra_help:
             return hydra.hydra_help(name, parser, arguments)
         if arguments.shell_completion:
-            return completion.install(lambda: hydra.shell_completion(name, for_hydra))
+            return completion.install(lambda: hydra.shell_completion(name, arguments.overrides))
         if arguments.cfg:
-            return hydra.show_cfg(name, for_hydra, arguments.cfg, arguments.package, arguments.resolve)
+            return hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
         if arguments.info:
-            return hydra.show_info(arguments.info, name, for_hydra)
+            return hydra.show_info(arguments.info, name, arguments.overrides)
+        mode = RunMode.MULTIRUN if arguments.multirun else RunMode.RUN
+        composed = hydra.compose_config(name, arguments.overrides, mode)
+        if arguments.help:
+            return show(composed, arguments)
         if arguments.multirun:
-            return sweep(hydra, load(words, RunMode.MULTIRUN))
-        composed = load(words)
-        config = check(composed, words)
+            return sweep(hydra, composed)
+        refuse_what_is_for_sweeps(composed)
+        config = validate_composed(composed)
         directory = Path(composed.hydra.run.dir)
         if not config.dry_run:
             directory.mkdir(parents=True, exist_ok=True)
     except REFUSALS as error:
-        raise explain(arguments, load, error) from error
+        raise explain(hydra, arguments, error) from error
     finally:
         GlobalHydra.instance().clear()
     from rl_runner.run import run
@@ -75,13 +72,12 @@ def start(arguments: Namespace, parser: ArgumentParser) -> None:
     run(config, attempts(directory)[-1] if config.fresh else directory)
 
 
-def check(composed: DictConfig, words: Sequence[str]) -> Config:
-    """The config of a single run; UserError if the words are for a sweep, or with one line for every problem."""
+def refuse_what_is_for_sweeps(composed: DictConfig) -> None:
+    """UserError if a single run was composed of what only a sweep takes."""
     if ignored := [word for word in composed.hydra.overrides.hydra if word.startswith(FOR_SWEEPS)]:
         raise UserError(f"{' '.join(ignored)} is for sweeps: add -m")
     if composed.hydra.sweeper.get("params"):
         raise UserError(f"experiment={composed.hydra.runtime.choices.experiment} is a sweep: add -m")
-    return validate_composed(composed, words)
 
 
 def set_up(arguments: Namespace) -> Hydra:
@@ -112,7 +108,7 @@ def validate_jobs(load: Load, jobs: Iterable[Sequence[str]]) -> list[Config]:
     problems: list[str] = []
     for words in jobs:
         try:
-            configs.append(validate_composed(load(words), words))
+            configs.append(validate_composed(load(words)))
         except (UserError, *REFUSALS):
             problems += problems_of(load, words)
     if problems:
@@ -120,28 +116,29 @@ def validate_jobs(load: Load, jobs: Iterable[Sequence[str]]) -> list[Config]:
     return configs
 
 
-def validate_composed(composed: DictConfig, words: Sequence[str], unknown: Collection[str] = ()) -> Config:
-    """The config that Hydra composed of words; UserError with one line for every problem.
+def validate_composed(composed: DictConfig, unknown: Collection[str] = ()) -> Config:
+    """The config that Hydra composed; UserError with one line for every problem.
 
     `unknown`: groups that stand at their default because the choice was refused; what they fit with is not judged.
     """
-    parsed = parse_composed(composed, words)
+    parsed = parse_composed(composed)
     targets = {group: target for group, target in parsed.targets.items() if group not in unknown}
     env = None if "env" in unknown else parsed.env
     return validate(parsed._replace(targets=targets, env=env), Path.cwd())
 
 
-def parse_composed(composed: DictConfig, words: Sequence[str]) -> Parsed:
+def parse_composed(composed: DictConfig) -> Parsed:
     """The values as far as they are sound, and the names of the files that they came from."""
     HydraConfig.instance().set_config(composed)  # for values that interpolate it
-    values, written = plain(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    unresolved: Any = OmegaConf.to_container(composed.hydra.overrides.task)  # a secret may be interpolated
+    words = list(map(as_typed, unresolved))
     choices = {group.rpartition("@")[2]: name for group, name in composed.hydra.runtime.choices.items()}
     chosen = {group: str(name) for group, name in choices.items() if group in CHOICES and name}
     tuned, known = chosen.pop("tuned", "none"), _known("tuned", composed.hydra)
     if tuned in known and tuned != "none":
         chosen["tuned"] = tuned
-    own_words = [word for word in words if not word.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    parsed = parse(values, chosen, written, own_words)
+    parsed = parse(*plain(own), chosen, words)
     problems = list(parsed.problems)
     typed = set(map(key_of, words))
     if "env.id" in typed and "tuned" not in typed and tuned != "none" and parsed.env:
@@ -178,11 +175,15 @@ def _known(group: str, hydra: Any) -> list[str]:
     return loader.get_group_options(group, config_name=hydra.job.config_name, overrides=overrides)
 
 
-def explain(arguments: Namespace, load: Load, error: Exception) -> UserError:
+def explain(hydra: Hydra, arguments: Namespace, error: Exception) -> UserError:
     """All that is wrong with a command line, where Hydra stops at the first thing."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return UserError(f"{error.filename}: {error.strerror}; choose another place with hydra.run.dir=...")
-    words = [as_typed(opened(word)) for word in arguments.overrides]
+
+    def load(job: Sequence[str]) -> DictConfig:
+        return hydra.compose_config(arguments.config_name or "config", list(map(opened, job)), RunMode.RUN)
+
+    words = list(map(as_typed, arguments.overrides))
     jobs, refused = jobs_of(words) if arguments.multirun else ([words], {})
     problems = [*refused.values(), *(line for job in jobs for line in problems_of(load, job, refused))]
     return UserError("\n".join(dict.fromkeys(problems)) or " ".join(str(error).split()))
@@ -210,20 +211,22 @@ def problems_of(load: Load, words: Sequence[str], unknown: Collection[str] = ())
 
     `unknown`: keys that were refused before; what is typed for a group whose choice was refused cannot be judged.
     """
+    problems, refused = list[str](), set[str]()
     try:
-        validate_composed(load(words), words, unknown)
-    except UserError as error:
-        return str(error).splitlines()
+        composed = load(words)
     except REFUSALS:
-        composed, accepted, problems, refused = _compose_what_can_be(load, words)
-        return problems + problems_of(lambda _: composed, accepted, refused.union(unknown))
-    return []
+        composed, problems, refused = _compose_what_can_be(load, words)
+    try:
+        validate_composed(composed, refused.union(unknown))
+    except UserError as error:
+        problems += str(error).splitlines()
+    return problems
 
 
-def _compose_what_can_be(load: Load, words: Sequence[str]) -> tuple[DictConfig, list[str], list[str], set[str]]:
+def _compose_what_can_be(load: Load, words: Sequence[str]) -> tuple[DictConfig, list[str], set[str]]:
     """Add one word after the other, choices of files first, leaving out those that are refused.
 
-    Also the words left, a line for each refused one, and the groups whose choice was refused.
+    Also a line for each refused one, and the groups whose choice was refused.
     """
     accepted: list[str] = []
     problems, refused = [], set[str]()
@@ -243,7 +246,7 @@ def _compose_what_can_be(load: Load, words: Sequence[str]) -> tuple[DictConfig, 
                 del values["hydra"]  # it may have meant a key of Hydra's own only if it begins like one
             problems.append(override_problem(word, error, flat_keys(values)))
             refused |= {key_of(word)} & set(CHOICES)
-    return composed, accepted, problems, refused
+    return composed, problems, refused
 
 
 def _rank(word: str) -> int:

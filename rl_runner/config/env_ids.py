@@ -2,10 +2,11 @@
 
 import importlib
 import importlib.util
+import re
 
 import gymnasium as gym
 
-from rl_runner.config.problems import did_you_mean
+from rl_runner.config.problems import closest
 
 # Namespaces that register their ids only when their module is imported: (module, extra).
 NAMESPACES = {"ALE": ("ale_py", "atari")}
@@ -40,12 +41,20 @@ def problem(env_id: str) -> str | None:
     if namespace:
         importlib.import_module(namespace[0])
     if name not in gym.registry:
-        return f"env={env_id}: no such environment{did_you_mean(name, gym.registry) or OWN}"
+        return f"env={env_id}: no such environment{suggestion(name) or OWN}"
     entry_point = str(gym.registry[name].entry_point)
     for prefix, (library, extra) in FAMILIES.items():
         if entry_point.startswith(prefix) and not installed(library):
             return needs(env_id, library, extra)
     return None
+
+
+def suggestion(name: str) -> str:
+    """`; did you mean X?` with the newest version of the same name or of the most similar one, or nothing."""
+    in_order = sorted(gym.registry.values(), key=lambda spec: spec.version or 0)
+    newest = {re.sub(r"-v\d+$", "", spec.id): spec.id for spec in in_order}
+    match = closest(re.sub(r"-v\d+$", "", name), newest)
+    return f"; did you mean {newest[match]}?" if match else ""
 
 
 def installed(module: str) -> bool:

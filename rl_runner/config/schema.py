@@ -121,7 +121,7 @@ class Parsed(NamedTuple):
 
 
 def parse(
-    raw: Mapping[str, Any], chosen: Mapping[str, str], written: Written, command_line: Sequence[str] = ()
+    raw: Mapping[str, Any], written: Written, chosen: Mapping[str, str], command_line: Sequence[str] = ()
 ) -> Parsed:
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
     run_level = {key: value for key, value in raw.items() if key not in ("env", *GROUPS)}
@@ -193,7 +193,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path} is not the config of a run")
     chosen = {str(group): str(name) for group, name in chosen.items()}
-    config, _, _, problems = parse(values, chosen, written, [*command_line, *overrides])
+    config, _, _, problems = parse(values, written, chosen, [*command_line, *overrides])
     if config is None:
         raise UserError("\n".join(f"{path}: {line}" for line in problems))
     return config

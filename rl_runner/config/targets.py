@@ -137,14 +137,21 @@ def read_groups(groups: Mapping[str, Any], plugins: Sequence[str], known: Sequen
     models: dict[str, type[Strict]] = {}
     for name, group in groups.items():
         base = found.get(ROLES[name].base or "")
-        try:
-            target = base.target if base and is_difference(group) else _named(name, group, plugins)
-        except UserError as error:
-            found[name] = Group(None, {}, [str(error)])
-            continue
+        target, problems = None, list[str]()
+        if base and is_difference(group):
+            target = base.target
+        elif not isinstance(group, Mapping) or is_difference(group):
+            problems = [f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help"]
+        else:
+            try:
+                target = resolve(name, group["_target_"], plugins)
+            except UserError as error:
+                problems = [f"{name}.{error}"]
         if target:
             models[name] = schema(target, name, partial=is_difference(group))
-        found[name] = Group(target, {}, [], [f"{name}.{key}" for key in models[name].model_fields] if target else [])
+        found[name] = Group(
+            target, {}, problems, [f"{name}.{key}" for key in models[name].model_fields] if target else []
+        )
     known = [*known, *(key for group in found.values() for key in group.keys)]
     for name, model in models.items():
         # `_partial_` is Hydra's own marker for what a config here always is.
@@ -173,24 +180,15 @@ def is_difference(group: Any) -> bool:
     return isinstance(group, Mapping) and "_target_" not in group
 
 
-def _named(name: str, group: Any, plugins: Sequence[str]) -> Callable[..., Any]:
-    if not isinstance(group, Mapping) or "_target_" not in group:
-        raise UserError(f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help")
-    try:
-        return resolve(name, group["_target_"], plugins)
-    except UserError as error:
-        raise UserError(f"{name}.{error}") from error
-
-
 def schema(target: Callable[..., Any], group: str, partial: bool = False) -> type[Strict]:
     """A model of the target's keyword parameters but for those that the runner wires; `partial`: any may be missing."""
     fields: dict[str, Any] = {}
     parameters = _signature(target)
     for name, parameter in parameters.items():
         if name not in ROLES[group].wired and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            annotation = Any if _unknown(parameter.annotation) else parameter.annotation
+            unknown = parameter.annotation is parameter.empty or isinstance(parameter.annotation, str)
             default = None if partial else ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (annotation, default)
+            fields[name] = (Any if unknown else parameter.annotation, default)
     model = create_model(target.__name__, __base__=Strict, **fields)
     if takes_anything(parameters):
         model.model_config["extra"] = "allow"
@@ -229,10 +227,6 @@ def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target, eval_str=True).parameters
     except NameError:  # an annotation that exists for type checkers only
         return inspect.signature(target).parameters
-
-
-def _unknown(annotation: Any) -> bool:
-    return annotation is inspect.Parameter.empty or isinstance(annotation, str)
 
 
 def _accepts_bool(annotation: Any) -> bool:

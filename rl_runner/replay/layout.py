@@ -108,7 +108,7 @@ class Columns:
         if storage == "memmap":
             self.tensors = _mapped(shapes, device, directory)
         else:
-            self.tensors = {name: torch.zeros_like(shape, device=device) for name, shape in shapes.items()}
+            self.tensors = {name: torch.zeros(t.shape, dtype=t.dtype, device=device) for name, t in shapes.items()}
         # Writing a few numbers through numpy takes half the time of a tensor's slice.
         self._arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()} if device.type == "cpu" else {}
 
