@@ -5,6 +5,7 @@ import operator
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from rl_runner.config import targets
-from rl_runner.config.problems import flat_keys, override_problem
+from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
 from rl_runner.config.targets import factory as factory
 from rl_runner.config.words import Written, interpolations, opened, plain, spelt
@@ -189,6 +190,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     unknown = [name for name in _packages(values, typed) if not targets.within(name, trusted)]
     if packages := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
         raise UserError(f"{path} would import {packages}: if you trust it, add plugins=[{packages}]")
+    values = renewed(values)
     chosen = values.pop("chosen", {})
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path} is not the config of a run")
@@ -197,6 +199,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if config is None:
         raise UserError("\n".join(f"{path}: {line}" for line in problems))
     return config
+
+
+def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config in today's words: a key that has another name now, unless its class still takes it."""
+    renewed = deepcopy(dict(values))
+    for old, new in RENAMED.items():
+        (group, key), (place, name) = old.split("."), new.split(".")
+        keys = renewed.get(group)
+        if not isinstance(keys, dict) or key not in keys:
+            continue
+        try:
+            target = targets.resolve(group, keys.get("_target_"), _strings(values.get("plugins")))
+            takes = targets.schema(target, group)
+        except UserError:
+            continue  # which is said elsewhere
+        unknown = key not in takes.model_fields and takes.model_config["extra"] == "forbid"
+        if unknown and (value := keys.pop(key)) is not None:
+            renewed[place] = {name: value} | (renewed.get(place) or {})
+    return renewed
 
 
 def words_to_trust(config: Config) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, EnvConfig, written_values
+from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, EnvConfig, renewed, written_values
 from rl_runner.envs.state import probe
 from rl_runner.errors import UserError
 from rl_runner.machine import resolve_device
@@ -33,7 +33,7 @@ def rung(env: EnvConfig, seed: int) -> tuple[bool, str]:
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
     """UserError with the differences if the run in `directory` was made by another config."""
-    there, here = DEFAULTS_ADDED_LATER | flatten(saved.origin["config"]), flatten(written_values(config))
+    there, here = DEFAULTS_ADDED_LATER | flatten(renewed(saved.origin["config"])), flatten(written_values(config))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())
