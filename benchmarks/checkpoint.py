@@ -65,7 +65,6 @@ def measure_schedule(directory: Path, seconds: float) -> None:
 
     sys.path.insert(0, str(CONFIGS.parent / "rl_runner" / "_plugins"))
     import hydra
-    from omegaconf import OmegaConf
 
     spent: list[float] = []
     save, commit = Checkpoints.save, Checkpoints._commit
@@ -84,8 +83,7 @@ def measure_schedule(directory: Path, seconds: float) -> None:
     words = ["algo=dqn", "env=CartPole-v1", "tuned=none", f"total_steps={int(seconds * 800)}", "final_eval_episodes=5"]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = hydra.compose("config", words, return_hydra_config=True)
-        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        config = parse_composed(own, composed.hydra).config
+        config = parse_composed(composed).config
     result = run(config, directory)
     wall = result["wall_seconds"]
     print(

@@ -74,14 +74,16 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
 
     import rl_runner.config.compose as composing
     from rl_runner.accelerate import build_update
-    from rl_runner.config.schema import parse, plain
+    from rl_runner.config.schema import parse
+    from rl_runner.config.words import plain
     from rl_runner.logger import Logger
     from rl_runner.machine import num_threads
+    from rl_runner.notes import PACKAGE
     from rl_runner.run import build
     from rl_runner.sinks import TensorBoard
     from rl_runner.train import train
 
-    sys.path.insert(0, str(composing.PACKAGE / "_plugins"))
+    sys.path.insert(0, str(PACKAGE / "_plugins"))
     overrides = [
         f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
         f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",
@@ -89,7 +91,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     ]  # fmt: skip
     with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
         values, written = plain(compose("config", overrides))
-    parsed = parse(values, {}, written, overrides)
+    parsed = parse(values, written, {}, overrides)
     assert parsed.config, parsed.problems
     torch.set_num_threads(num_threads(parsed.config.threads))
     with TemporaryDirectory() as directory:

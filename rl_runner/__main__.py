@@ -1,7 +1,6 @@
 """The command line: training and sweeps through Hydra, and the sub-commands; nothing here imports torch."""
 
 import importlib
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -10,37 +9,33 @@ from pathlib import Path
 
 from rl_runner import completion, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
-from rl_runner.errors import Interrupted, RunFailed, UserError, tell
-from rl_runner.help import show, show_defaults
+from rl_runner.errors import Interrupted, RunFailed, UserError, report_error
+from rl_runner.help import show_defaults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     console.protect()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    query = next((word.removeprefix("query=") for word in words if word.startswith("query=")), None)
     try:
-        dispatch(words)
+        if sys.platform == "win32" or find_spec("fcntl") is None:
+            raise UserError("rl-runner runs on Linux and macOS; on Windows use WSL")
+        if query and not completion.FLAGS.isdisjoint(words):
+            completion.answer(query)
+        elif words and words[0] in COMMANDS:
+            command(words[0], words[1:])
+        elif "--version" in words:
+            print(versions())
+        elif words in (["--help"], ["-h"]):
+            show_defaults()
+        else:
+            compose(words)
     except (UserError, RunFailed, Interrupted) as error:
-        return tell(error)
+        return report_error(error)
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def dispatch(words: list[str]) -> None:
-    """Do what the words ask for."""
-    if sys.platform == "win32" or find_spec("fcntl") is None:
-        raise UserError("rl-runner runs on Linux and macOS; on Windows use WSL")
-    if shell := completion.asking(words):
-        completion.answer(shell)
-    elif words and words[0] in COMMANDS:
-        command(words[0], words[1:])
-    elif "--version" in words:
-        print(versions())
-    elif words in (["--help"], ["-h"]):
-        show_defaults()
-    else:
-        compose_and_run(words)
 
 
 def versions() -> str:
@@ -65,32 +60,20 @@ def command(name: str, words: list[str]) -> None:
         raise UserError(f"{error.filename or f'rl-runner {name}'}: {error.strerror or error}") from error
 
 
-def compose_and_run(words: list[str]) -> None:
-    """Let Hydra compose the command line and start what it asks for."""
+def compose(words: list[str]) -> None:
+    """Let Hydra compose the words, and do what they ask for."""
     plugins = str(Path(__file__).parent / "_plugins")
     if plugins not in sys.path:
         sys.path.insert(0, plugins)  # Hydra finds plugins in packages named hydra_plugins on this path
-    import hydra
-    from hydra._internal.hydra import Hydra
-
-    from rl_runner.config.compose import CONFIGS, REFUSALS, train_job
-    from rl_runner.config.problems import unknown_option
-    from rl_runner.config.words import opened
-
-    words = [opened(word) for word in words]
-    arguments, unknown = hydra_parser().parse_known_args(words)
+    parser = hydra_parser()
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        raise UserError("\n".join(map(unknown_option, unknown)))
-    sys.argv[1:] = words
-    Hydra.app_help = show  # type: ignore[assignment, method-assign]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them, so that they can be explained
-    try:
-        run = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(train_job)
-        completion.install(run) if arguments.shell_completion else run()
-    except REFUSALS as error:
-        from rl_runner.config.diagnose import explain
+        from rl_runner.config.problems import unknown_option
 
-        raise explain(arguments, error) from error
+        raise UserError("\n".join(map(unknown_option, unknown)))
+    from rl_runner.config.compose import start
+
+    start(arguments, parser)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ choice of actions too, if `explore` calls a `behave(obs, *noise)`.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -74,8 +75,8 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
         replay.prioritize(batch.index, td_error)
         return _stacked(metrics)
 
-    torch._dynamo.reset()  # what earlier runs of this process compiled would count against a limit
-    torch._dynamo.config.trace_autograd_ops = True
+    if "torch._dynamo" in sys.modules:  # which takes two seconds to import, at the first call of a graph
+        torch._dynamo.reset()  # what earlier runs of this process compiled would count against a limit
     # With it PyTorch 2.13 takes a 0-dimensional float64 parameter for a constant: α would never move, without a word.
     os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
     device = torch.device(getattr(agent, "device", "cpu"))
@@ -103,8 +104,6 @@ def _obstacle(agent: Any) -> str | None:
     foreign = [optimizer for optimizer in optimizers(agent) if not traceable(optimizer)]
     if foreign:
         return f"{type(foreign[0]).__name__} is no optimizer that can be captured"
-    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        return f"torch {torch.__version__} cannot capture gradients (2.13 can)"
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         return "no C++ compiler was found (install g++ to compile)"
     return None

@@ -5,6 +5,7 @@ result together. What it does around them takes 60 µs, a fifth of a small netwo
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ ON_CPU = {"cpp_wrapper": True, "size_asserts": False, "alignment_asserts": False
 
 def compiled(function: Callable[..., Any], backend: Any = "inductor") -> Callable[..., Any]:
     """`function` as one graph: an error if it is not capturable as a whole."""
+    torch._dynamo.config.trace_autograd_ops = True
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
@@ -66,12 +68,16 @@ class CpuGraphs:
         self.name = getattr(function, "__name__", type(function).__name__)
         call.__code__ = call.__code__.replace(co_name=self.name)
         self.function, self.eager, self.backend, self.most = function, call, backend, MOST
-        self.dynamo = compiled(call, self._compile)
         self.given: list[Tensor] = []  # the arguments while Dynamo compiles
         self.graphs: list[Made] = []
         self.trusted: dict[Any, Made] = {}  # by structure
         self.held: dict[Any, list[Made]] = {}  # by structure, the graphs of its calls so far
         self.calls = 0
+
+    @cached_property
+    def dynamo(self) -> Callable[..., Any]:
+        """The function by way of Dynamo, which is imported no sooner than it is needed."""
+        return compiled(self.eager, self._compile)
 
     def __call__(self, *arguments: Any) -> Any:
         try:

@@ -12,17 +12,11 @@ from typing import Any
 
 from rl_runner import notes
 from rl_runner.commands import COMMANDS, hydra_parser, parser
+from rl_runner.console import quiet
 from rl_runner.persistence import CONFIG
-from rl_runner.quiet import quiet
 
-COMPLETION = ("-sc", "--shell-completion")
+FLAGS = {"-sc", "--shell-completion"}
 UNQUOTED = re.compile(r"[^\w@%+=:,./~-]")  # what means something else to a shell
-
-
-def asking(words: Sequence[str]) -> str | None:
-    """The shell that asks, as the function that Hydra installs in it does."""
-    shells = [word.removeprefix("query=") for word in words if word.startswith("query=")]
-    return shells[0] if shells and any(word in COMPLETION for word in words) else None
 
 
 def answer(shell: str) -> None:
@@ -87,19 +81,24 @@ def _settings(before: Sequence[str], word: str) -> Iterator[str]:
     name, equals, value = word.removeprefix(mark).partition("=")
     typed = dict(setting.split("=", 1) for setting in before if "=" in setting)
     places = [Path(place) for option, place in pairwise(before) if option in ("--config-dir", "-cd")] + [notes.CONFIGS]
-    groups = notes.groups(places)
+    parts = notes.parts(places)
+    groups = [*notes.groups(places), *parts]
     if equals and name in groups:
         listed = value[: value.rfind(",") + 1]
-        yield from (f"{mark}{name}={listed}{option}" for option in _choices(name, places))
+        yield from (f"{mark}{name}={listed}{option}" for option in _choices(parts.get(name, name), places))
         return
     keys = _keys(typed, places)
+    for part, base in parts.items():  # which takes every key of the group that it differs from
+        keys |= {
+            f"{part}.{key.removeprefix(f'{base}.')}": keys[key] for key in list(keys) if key.startswith(f"{base}.")
+        }
     if equals:
         yield f"{mark}{name}={keys.get(name, '')}"
     else:
         yield from (f"{mark}{group}=" for group in groups)
-        for parts in (key.split(".") for key in keys):
-            head = parts[: name.count(".") + 1]
-            yield mark + ".".join(head) + ("=" if head == parts else ".")
+        for steps in (key.split(".") for key in keys):
+            head = steps[: name.count(".") + 1]
+            yield mark + ".".join(head) + ("=" if head == steps else ".")
 
 
 def _keys(typed: Mapping[str, str], places: Sequence[Path]) -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""What is said to people can neither end nor relabel a run, whatever happens behind the standard streams."""
+"""The standard streams: what is said to people can neither end nor relabel a run, and libraries can be silenced."""
 
 import codecs
 import io
 import os
 import select
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 PLAIN = {"±": "+-", "×": "x", "−": "-", "–": "-", "·": "-", "…": "..."}  # where the encoding has no such letter
@@ -63,3 +64,24 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
     return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in letters), error.end
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing reaches the standard output and the standard error meanwhile, whoever writes; exceptions do."""
+    streams = (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        try:
+            for descriptor in (1, 2):
+                os.dup2(nowhere.fileno(), descriptor)
+            with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                yield
+        finally:
+            for stream in streams:
+                stream.flush()
+            for descriptor, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, descriptor)
+                os.close(copy)

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def tell(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Print what a command ended with; its exit code."""
     match error:
         case UserError():

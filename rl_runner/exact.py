@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 
 from rl_runner.envs import EVAL_LIMIT
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MAX_SWEEPS = 100_000  # of value iteration; only an undiscounted problem without a solution comes near
 
@@ -19,7 +20,7 @@ MAX_SWEEPS = 100_000  # of value iteration; only an undiscounted problem without
 class Model:
     """A finite Markov decision process of S states and A actions."""
 
-    transition: csr_array  # [S*A, S]; probability of going on in s'; an outcome that terminates goes on nowhere
+    transition: "csr_array"  # [S*A, S]; probability of going on in s'; an outcome that terminates goes on nowhere
     reward: np.ndarray  # [S, A]; expected
     initial: np.ndarray  # [S]; distribution of the first state
     reachable: np.ndarray  # [S] bool; the non-terminal states that an episode can visit
@@ -45,6 +46,9 @@ def _toy_text(env: gym.Env) -> Model | None:
     initial = np.asarray(inner.initial_state_distrib, dtype=np.float64)
     if outcomes.keys() != set(range(S)) or initial.shape != (S,):
         return None
+    from scipy.sparse import csr_array  # only tables wait for it
+    from scipy.sparse.csgraph import dijkstra
+
     reward = np.zeros((S, A))
     rows, columns, probabilities = [], [], []
     for s, a in np.ndindex(S, A):

@@ -13,12 +13,13 @@ from typing import Any
 import yaml
 
 from rl_runner import notes
-from rl_runner.signatures import constructor
+from rl_runner.notes import constructor
 
 COLUMN = 34  # where comments begin
 MARKUP = re.compile(r"^(?:\.\. |Args:)", re.MULTILINE)  # where a docstring goes on for another program
 Texts = dict[str, str]  # by dotted path
 # Classes whose keys another one takes.
+SCHEMA = "rl_runner.config.schema"
 KEYS_OF = {"hydra_plugins.rl_runner.sweeper.OptunaSweeper": "rl_runner.sweep.search.Search"}
 
 
@@ -32,14 +33,11 @@ def show_defaults() -> None:
     _print(values, comments(files, notes.defaults_of(files[0]), []), {}, [notes.CONFIGS], template)
 
 
-def show(hydra: Any, config_name: str | None, args_parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Print the help of what the words compose to; takes the place of Hydra's own, which shows values alone."""
+def show(composed: Any, args: argparse.Namespace) -> None:
+    """Print the help of what the words compose to."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
-    composed = hydra.compose_config(config_name, args.overrides, mode)
     HydraConfig.instance().set_config(composed)
     typed = [word.lstrip("+~").partition("=")[0] for word in args.overrides]
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -51,7 +49,8 @@ def show(hydra: Any, config_name: str | None, args_parser: argparse.ArgumentPars
 
     places = [Path(source.path) for source in composed.hydra.runtime.config_sources if source.schema == "file"]
     choices = {group: name for group, name in composed.hydra.runtime.choices.items() if name}
-    texts = comments(notes.files(choices, places, config_name or "config"), choices, typed)
+    files = notes.files(choices, places, args.config_name or "config")
+    texts = comments(files, {group.rpartition("@")[2]: name for group, name in choices.items()}, typed)
     types, docs = described(values, typed) if typed else ({}, {})
     for key, words in types.items():
         said = texts.get(key, "")
@@ -77,52 +76,20 @@ def comments(files: Iterable[notes.File], choices: Mapping[str, str], typed: Seq
 
 def described(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[Texts, Texts]:
     """Types, choices and ranges of all keys, from the constructors that take them; their docstrings, if typed."""
-    from pydantic import create_model
+    from rl_runner.config.targets import ROLES
 
-    from rl_runner.config.schema import EnvConfig, RunLevel
-    from rl_runner.config.targets import ROLES, Strict
-
-    models: dict[str, Any] = {"": RunLevel, "env.": EnvConfig}
-    docs: Texts = {}
-    hydra = {f"hydra.{name}": group for name, group in values.get("hydra", {}).items()}
-    for name, group in ({name: values.get(name) for name in ROLES} | hydra).items():
-        target = str(group.get("_target_")) if isinstance(group, dict) else ""
-        if found := constructor(KEYS_OF.get(target, target)):
-            fields: Any = {key: (kind, ...) for key, kind in found.annotations.items() if key not in ROLES[name].wired}
-            models[f"{name}."] = create_model(name, __base__=Strict, **fields)
-            if name.replace(".", "/") in typed:
-                docs[name] = MARKUP.split(found.doc)[0].strip()
-    types = {f"{prefix}{key}": words for prefix, model in models.items() for key, words in keys_of(model)}
-    return types, docs
-
-
-def keys_of(model: Any) -> Iterator[tuple[str, str]]:
-    """What each field of a pydantic model may be, in words."""
-    from pydantic.json_schema import GenerateJsonSchema
-    from pydantic_core import PydanticOmit
-
-    class Writable(GenerateJsonSchema):
-        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Any:
-            raise PydanticOmit  # what no command line can say, such as a tensor
-
-    for key, field in model.model_json_schema(schema_generator=Writable).get("properties", {}).items():
-        if words := in_words(field):
-            yield key, words
-
-
-def in_words(schema: Mapping[str, Any]) -> str:
-    """A JSON schema as a reader of YAML would say it."""
-    if branches := schema.get("anyOf"):
-        return " | ".join(dict.fromkeys(filter(None, map(in_words, branches))))
-    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
-        return " | ".join(map(str, choices))
-    name = {"boolean": "true | false", "string": "text", "array": "list", "object": "mapping"}
-    words = name.get(schema.get("type", ""), schema.get("type", ""))
-    if items := schema.get("prefixItems", [schema[key] for key in ("items",) if schema.get(key)]):
-        words += f" of {', '.join(map(in_words, items))}"
-    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    bounds = [f"{sign} {schema[bound]:g}" for bound, sign in signs.items() if bound in schema]
-    return " ".join([words, ", ".join(bounds)]).strip()
+    types, docs = constructor(f"{SCHEMA}.RunLevel")[0], Texts()
+    groups = dict(values) | {f"hydra.{name}": group for name, group in values.get("hydra", {}).items()}
+    for name in ("env", *ROLES):
+        group, role = groups.get(name), ROLES.get(name)
+        target = group.get("_target_") if isinstance(group, dict) else None
+        if target is None and role and role.base:
+            target = groups[role.base].get("_target_")
+        keys, doc = constructor(f"{SCHEMA}.EnvConfig" if role is None else KEYS_OF.get(str(target), str(target)))
+        types |= {f"{name}.{key}": words for key, words in keys.items() if role is None or key not in role.wired}
+        if role and keys and name.replace(".", "/") in typed:
+            docs[name] = MARKUP.split(doc)[0].strip()
+    return {key: words for key, words in types.items() if words}, docs
 
 
 def lines(tree: Mapping[str, Any], texts: Texts, docs: Texts, path: str = "") -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Gradient steps and target updates: the only places where parameters change."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 OptimizerFactory = Callable[..., Optimizer]
+# PyTorch imports its compiler, two seconds, to have it pass over this method, which every constructor calls.
+Optimizer.add_param_group = inspect.unwrap(Optimizer.add_param_group)  # type: ignore[method-assign]
 
 
 def build(factory: OptimizerFactory, params: Iterable[Any]) -> Optimizer:

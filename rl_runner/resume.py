@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from rl_runner.commands import parse
-from rl_runner.config.saved import renamed
-from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, load_config, written_values
+from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, load_config, renewed, written_values
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import resolve_device
 from rl_runner.persistence import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
     """UserError with the differences if the run in `directory` was made by another config."""
-    there, here = flatten(DEFAULTS_ADDED_LATER | renamed(saved.origin["config"])), flatten(written_values(config))
+    there, here = flatten(DEFAULTS_ADDED_LATER | renewed(saved.origin["config"])), flatten(written_values(config))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())

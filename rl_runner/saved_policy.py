@@ -11,6 +11,7 @@ from gymnasium.wrappers import RecordVideo
 from rl_runner.commands import parse
 from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, load_config
+from rl_runner.console import quiet
 from rl_runner.envs import EVAL_LIMIT
 from rl_runner.envs.process import contained, one_line
 from rl_runner.envs.seeded import SeededEnv
@@ -20,7 +21,6 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import CHECKPOINT, CONFIG, VIDEOS, checkpoint
 from rl_runner.persistence.state import load_state
 from rl_runner.protocols import Agent
-from rl_runner.quiet import quiet
 from rl_runner.run import build_agent
 
 

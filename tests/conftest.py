@@ -9,7 +9,6 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 from sweeping import PYTHONPATH, Ended
 
 import rl_runner as package
@@ -82,8 +81,7 @@ def configure() -> Callable[..., Config]:
     def configure(*overrides: str) -> Config:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            parsed = parse_composed(own, composed.hydra)
+            parsed = parse_composed(composed)
         assert parsed.config is not None, parsed.problems
         return parsed.config
 

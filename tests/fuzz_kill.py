@@ -17,7 +17,6 @@ from typing import Any
 
 import hydra
 from killing import assert_same, newest_number, run_to_the_end, run_with_kills
-from omegaconf import OmegaConf
 from test_kill import ENVS
 
 import rl_runner
@@ -84,8 +83,7 @@ def play(config: Config, directory: Path, rng: Random) -> int:
 def configure(words: list[str]) -> Config:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = hydra.compose("config", words, return_hydra_config=True)
-        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        config, _, _, problems = parse_composed(own, composed.hydra)
+        config, _, _, problems = parse_composed(composed)
     assert config is not None, problems
     return config
 

@@ -23,7 +23,7 @@ from rl_runner.__main__ import main
 from rl_runner.config.schema import EnvConfig
 from rl_runner.config.validate import env_spec
 from rl_runner.envs import Envs, process
-from rl_runner.errors import RunFailed, UserError, tell
+from rl_runner.errors import RunFailed, UserError, report_error
 from rl_runner.persistence import CHECKPOINT, STATUS, read_json
 from rl_runner.persistence.checkpoint import newest
 from rl_runner.replay.uniform import UniformReplay
@@ -505,7 +505,7 @@ def test_right_or_one_line(
         env_spec(configs(name).env.model_dump_json())
         run(configs(name), directory)
     except (RunFailed, UserError) as error:
-        code = tell(error)
+        code = report_error(error)
     lines = capsys.readouterr().err.splitlines()
     warned = [line for line in lines if line.startswith("warning: Odd-v0 changes ")]
     lines = [line for line in lines if line not in warned]

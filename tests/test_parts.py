@@ -11,7 +11,7 @@ from conftest import CONTINUOUS
 from sweeping import Ended
 
 from rl_runner.__main__ import main
-from rl_runner.config.schema import Config, load_config, save_config
+from rl_runner.config.schema import Config, load_config, renewed, save_config
 from rl_runner.networks import MLP
 from rl_runner.run import build_agent
 
@@ -112,6 +112,24 @@ def test_a_sweep_takes_choices_of_a_part(rl_runner: Callable[..., Ended], monkey
         [f"actor_optimizer={name}", f"critic_network.hidden=[{n}]"] for name in ("adam", "sgd") for n in (3, 4)
     ]
     assert [config.critic_network["hidden"] for _, config in swept] == [[3], [4], [3], [4]]
+
+
+def test_a_saved_key_that_has_another_name_now_is_read(configure: Configure, tmp_path: Path) -> None:
+    """As in a run from before the parts, by an algorithm that took it and no longer does."""
+    algo = {"_target_": "rl_runner.algos.dqn.DQN", "gamma": 0.9, "actor_lr": 0.5, "alpha_lr": None}
+    saved = {"seed": 1, "algo": algo}
+    assert renewed(saved) == {
+        "seed": 1,
+        "algo": {"_target_": "rl_runner.algos.dqn.DQN", "gamma": 0.9},
+        "actor_optimizer": {"lr": 0.5},
+    }
+    assert renewed(saved | {"actor_optimizer": {"lr": 2.0}})["actor_optimizer"] == {"lr": 2.0}
+    assert renewed({"algo": algo | {"_target_": "os.system"}})["algo"]["actor_lr"] == 0.5
+    path = tmp_path / "config.yaml"
+    save_config(configure("algo=dqn", "env=CartPole-v1"), path)
+    saved = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(saved | {"algo": saved["algo"] | {"actor_lr": None}}))
+    assert load_config(path).algo == saved["algo"]
 
 
 @pytest.mark.parametrize("part", [3, "x", None, ["os.system"], {"_target_": "os.system"}, {"_target_": None}])

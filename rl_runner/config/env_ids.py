@@ -2,11 +2,11 @@
 
 import importlib
 import importlib.util
+import re
 
 import gymnasium as gym
-from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
-from rl_runner.config.problems import closest, did_you_mean
+from rl_runner.config.problems import closest
 
 # Namespaces that register their ids only when their module is imported: (module, extra).
 NAMESPACES = {"ALE": ("ale_py", "atari")}
@@ -51,22 +51,10 @@ def problem(env_id: str) -> str | None:
 
 def suggestion(name: str) -> str:
     """`; did you mean X?` with the newest version of the same name or of the most similar one, or nothing."""
-    try:
-        namespace, base, _ = parse_env_id(name)
-    except gym.error.Error:
-        return did_you_mean(name, gym.registry)
-    latest = _latest(namespace, base)
-    if latest:
-        return f"; did you mean {latest}?"
-    full_name = f"{namespace}/{base}" if namespace else base
-    specs = {spec.id.rpartition("-v")[0] or spec.id: spec for spec in gym.registry.values()}
-    similar = specs.get(closest(full_name, specs) or "")
-    return f"; did you mean {_latest(similar.namespace, similar.name)}?" if similar else ""
-
-
-def _latest(namespace: str | None, base: str) -> str | None:
-    version = find_highest_version(namespace, base)
-    return None if version is None else get_env_id(namespace, base, version)
+    in_order = sorted(gym.registry.values(), key=lambda spec: spec.version or 0)
+    newest = {re.sub(r"-v\d+$", "", spec.id): spec.id for spec in in_order}
+    match = closest(re.sub(r"-v\d+$", "", name), newest)
+    return f"; did you mean {newest[match]}?" if match else ""
 
 
 def installed(module: str) -> bool:

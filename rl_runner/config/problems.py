@@ -11,59 +11,47 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-# Words of Stable-Baselines3, CleanRL and Spinning Up, and what they are called here.
-ELSEWHERE = {
-    "ac_kwargs": "network.hidden",
-    "act_noise": "algo.noise_scale",
-    "action_noise": "algo.noise_scale",
-    "activation_fn": "network.activation",
-    "autotune": "algo.alpha",
-    "buffer_size": "replay.capacity",
-    "cuda": "device",
-    "end_e": "algo.epsilon_min",
-    "ent_coef": "algo.alpha",
-    "env_id": "env",
-    "env_kwargs": "env.kwargs",
-    "eval_freq": "eval_every",
-    "exploration_final_eps": "algo.epsilon_min",
-    "exploration_fraction": "algo.epsilon_fraction",
-    "exploration_initial_eps": "algo.epsilon_schedule (epsilon always starts at 1)",
-    "exploration_noise": "algo.noise_scale",
-    "gradient_steps": "updates",
-    "hidden_sizes": "network.hidden",
-    "learning_rate": "optimizer.lr",
-    "log_interval": "log_every",
-    "max_ep_len": "env.max_episode_steps",
-    "n_envs": "num_envs",
-    "n_eval_episodes": "eval_episodes",
-    "n_steps": "replay.n_step",
-    "n_timesteps": "total_steps",
-    "net_arch": "network.hidden",
-    "optimize_memory_usage": "replay.deduplicate",
-    "pi_lr": "algo.actor_lr",
-    "policy": "network",
-    "policy_frequency": "algo.policy_delay",
-    "policy_kwargs": "network.hidden",
-    "policy_lr": "algo.actor_lr",
-    "polyak": "algo.tau",
-    "q_lr": "optimizer.lr",
-    "replay_size": "replay.capacity",
-    "start_e": "algo.epsilon_schedule (epsilon always starts at 1)",
-    "start_steps": "learning_starts",
-    "target_network_frequency": "algo.target_every",
-    "target_noise": "algo.policy_noise",
-    "target_noise_clip": "algo.noise_clip",
-    "target_policy_noise": "algo.policy_noise",
-    "target_update_interval": "algo.target_every",
-    "total_timesteps": "total_steps",
-    "train_freq": "update_every",
-    "train_frequency": "update_every",
-    "update_after": "learning_starts",
+# Our keys, and what Stable-Baselines3, CleanRL and Spinning Up call them.
+THEIRS = {
+    "algo.actor_lr": "pi_lr policy_lr",
+    "algo.alpha": "autotune ent_coef",
+    "algo.epsilon_fraction": "exploration_fraction",
+    "algo.epsilon_min": "end_e exploration_final_eps",
+    "algo.epsilon_schedule (epsilon always starts at 1)": "exploration_initial_eps start_e",
+    "algo.noise_clip": "target_noise_clip",
+    "algo.noise_scale": "act_noise action_noise exploration_noise",
+    "algo.policy_delay": "policy_frequency",
+    "algo.policy_noise": "target_noise target_policy_noise",
+    "algo.target_every": "target_network_frequency target_update_interval",
+    "algo.tau": "polyak",
+    "device": "cuda",
+    "env": "env_id",
+    "env.kwargs": "env_kwargs",
+    "env.max_episode_steps": "max_ep_len",
+    "eval_episodes": "n_eval_episodes",
+    "eval_every": "eval_freq",
+    "learning_starts": "start_steps update_after",
+    "log_every": "log_interval",
+    "network": "policy",
+    "network.activation": "activation_fn",
+    "network.hidden": "ac_kwargs hidden_sizes net_arch policy_kwargs",
+    "num_envs": "n_envs",
+    "optimizer.lr": "learning_rate q_lr",
+    "replay.capacity": "buffer_size replay_size",
+    "replay.deduplicate": "optimize_memory_usage",
+    "replay.n_step": "n_steps",
+    "total_steps": "n_timesteps total_timesteps",
+    "update_every": "train_freq train_frequency",
+    "updates": "gradient_steps",
 }
-
-
+ELSEWHERE = {word: ours for ours, words in THEIRS.items() for word in words.split()}
 # Keys of older versions, and what they are called now.
 RENAMED = {"algo.actor_lr": "actor_optimizer.lr", "algo.alpha_lr": "alpha_optimizer.lr"}
+
+
+def key_of(word: str) -> str:
+    """The key of a word `key=value`, or of one that takes the key away."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def closest(word: str, candidates: Iterable[str]) -> str | None:
@@ -132,10 +120,7 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
     from hydra.errors import MissingConfigException, OverrideParseException  # the completion does not wait for these
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-    from rl_runner.config.words import as_typed
-
-    override = as_typed(override)
-    key, _, value = override.lstrip("+~").partition("=")
+    key, value = key_of(override), override.partition("=")[2]
     first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
     match error:
         case OverrideParseException() if "=" not in override:

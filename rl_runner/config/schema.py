@@ -1,12 +1,19 @@
 """The config of a run: its schema, and its file."""
 
+import functools
+import operator
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     Field,
@@ -14,42 +21,23 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
 
 from rl_runner import persistence
-from rl_runner.config.interpolation import Written, plain, reaching_out
-from rl_runner.config.problems import value_problems
-from rl_runner.config.saved import override, read
-from rl_runner.config.targets import (
-    GROUPS,
-    PARTS,
-    ROLES,
-    Strict,
-    factory,
-    import_plugins,
-    is_difference,
-    names,
-    read_groups,
-    within,
-)
-from rl_runner.config.words import spelt
+from rl_runner.config import targets
+from rl_runner.config.problems import RENAMED, flat_keys, override_problem
+from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
+from rl_runner.config.targets import factory as factory
+from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
-from rl_runner.persistence import COMMAND
-
-__all__ = ["Config", "EnvConfig", "Parsed", "factory", "load_config", "parse", "plain", "save_config", "written_values"]
+from rl_runner.persistence import COMMAND, CONFIG, SWEEP, command_line_of, flatten
 
 
-def matching(pattern: str, meaning: str) -> AfterValidator:
-    """A check that a string matches a pattern, whose complaint says what the pattern means."""
-
-    def check(value: str) -> str:
-        if re.fullmatch(pattern, value):
-            return value
-        raise ValueError(meaning)
-
-    return AfterValidator(check)
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda or cuda:N")
+    return name
 
 
 class EnvConfig(Strict):
@@ -74,7 +62,7 @@ class RunLevel(Strict):
     update_every: PositiveInt
     updates: PositiveInt
     lr_schedule: Literal["constant", "linear"] = "constant"
-    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")]
+    device: Annotated[str, AfterValidator(_device)]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]
     precision: Literal["highest", "high", "medium"]
@@ -138,12 +126,12 @@ class Parsed(NamedTuple):
 
 
 def parse(
-    raw: Mapping[str, Any], chosen: Mapping[str, str], written: Written, command_line: Sequence[str] = ()
+    raw: Mapping[str, Any], written: Written, chosen: Mapping[str, str], command_line: Sequence[str] = ()
 ) -> Parsed:
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
     run_level = {key: value for key, value in raw.items() if key not in ("env", "loggers", *GROUPS)}
     plugins = _strings(raw.get("plugins"))
-    plugin_problems = import_plugins(plugins)
+    plugin_problems = targets.import_plugins(plugins)
     env_keys = [f"env.{key}" for key in EnvConfig.model_fields]
     known = [*RunLevel.model_fields, "env", *env_keys, "loggers", *GROUPS]
     values = {name: raw.get(name, ROLES[name].missing) for name in GROUPS}
@@ -151,36 +139,35 @@ def parse(
     if not isinstance(loggers, Mapping):
         return Parsed(None, None, {}, ["loggers: choose them by name, loggers=[tensorboard], see --help"])
     values |= {f"loggers.{name}": group for name, group in loggers.items()}
-    groups = read_groups(values, plugins, known)
+    groups = targets.read_groups(values, plugins, known)
     known += [key for group in groups.values() for key in group.keys]
-    env_problems = _problems(EnvConfig, raw.get("env"), known, "env.")
-    env = None if env_problems else EnvConfig.model_validate(raw["env"])
-    problems = _problems(RunLevel, run_level, known) + plugin_problems + env_problems
+    problems = checked(RunLevel, run_level, known)[1] + plugin_problems
+    env, env_problems = None, ["env: needs env.id, the name of an environment"]
+    if isinstance(raw.get("env"), Mapping):
+        env, env_problems = checked(EnvConfig, raw["env"], known, "env.")
+    problems += env_problems
     algo = groups["algo"].target
     for name, group in groups.items():
-        if algo and values[name] and name in PARTS and not names(algo, name):
+        if algo and values[name] and name in PARTS and not targets.names(algo, name):
             problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
         else:
             problems += group.problems
-    targets = {name: group.target for name, group in groups.items() if group.target}
+    allowed = {name: group.target for name, group in groups.items() if group.target}
     if problems:
-        return Parsed(None, env, targets, problems)
+        return Parsed(None, env, allowed, problems)
     sound: dict[str, Any] = {name: group.values for name, group in groups.items()}
     sound["loggers"] = {name: sound.pop(f"loggers.{name}") for name in loggers}
-    config = Config.model_validate({**raw, **sound, "chosen": dict(chosen)})
+    config = Config.model_validate({**raw, **sound, "chosen": chosen})
     config._written.update(written)
     config._command_line.extend(command_line)
-    return Parsed(config, env, targets, problems)
+    return Parsed(config, env, allowed, problems)
 
 
 def written_values(config: Config) -> dict[str, Any]:
     """The config as it may stand in files: what came from the process environment is left unresolved."""
     values = config.model_dump(mode="json")
     for (*parents, key), text in config._written.items():
-        node = values
-        for parent in parents:
-            node = node[parent]
-        node[key] = text
+        functools.reduce(operator.getitem, parents, values)[key] = text
     return values
 
 
@@ -197,28 +184,50 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     The file may come from a stranger: what it would import, or read from outside of itself, the overrides must name.
     """
-    saved, command_line = read(path)
-    typed = override(saved, overrides)
+    saved, command_line = _read_file(path)
+    typed = _override(saved, overrides)
+    keys = [tuple(key.split(".")) for key in typed]
     problems = [
         f"{path} would read more than itself: if you trust it, add {shlex.quote(' '.join(spelt(place, text).split()))}"
-        for place, text in reaching_out(saved).items()
-        if not any(tuple(map(str, place))[: len(key)] == key for key in (tuple(key.split(".")) for key in typed))
+        for place, text in interpolations(OmegaConf.to_container(saved))
+        # A resolver, which could read anything, is called by ${name:...}; what only refers to the file itself may stay.
+        if ":" in text and not any(tuple(map(str, place))[: len(key)] == key for key in keys)
     ]
     if problems:
         raise UserError("\n".join(problems))
     values, written = plain(saved)
     trusted = _strings(values.get("plugins")) if "plugins" in typed else []
-    unknown = [name for name in _packages(values, typed) if not within(name, trusted)]
-    if names := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
-        raise UserError(f"{path} would import {names}: if you trust it, add plugins=[{names}]")
+    unknown = [name for name in _packages(values, typed) if not targets.within(name, trusted)]
+    if packages := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
+        raise UserError(f"{path} would import {packages}: if you trust it, add plugins=[{packages}]")
+    values = renewed(values)
     chosen = values.pop("chosen", {})
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path} is not the config of a run")
     chosen = {str(group): str(name) for group, name in chosen.items()}
-    config, _, _, problems = parse(values, chosen, written, [*command_line, *overrides])
+    config, _, _, problems = parse(values, written, chosen, [*command_line, *overrides])
     if config is None:
         raise UserError("\n".join(f"{path}: {line}" for line in problems))
     return config
+
+
+def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config in today's words: a key that has another name now, unless its class still takes it."""
+    renewed = deepcopy(dict(values))
+    for old, new in RENAMED.items():
+        (group, key), (place, name) = old.split("."), new.split(".")
+        keys = renewed.get(group)
+        if not isinstance(keys, dict) or key not in keys:
+            continue
+        try:
+            target = targets.resolve(group, keys.get("_target_"), _strings(values.get("plugins")))
+            takes = targets.schema(target, group)
+        except UserError:
+            continue  # which is said elsewhere
+        unknown = key not in takes.model_fields and takes.model_config["extra"] == "forbid"
+        if unknown and (value := keys.pop(key)) is not None:
+            renewed[place] = {name: value} | (renewed.get(place) or {})
+    return renewed
 
 
 def words_to_trust(config: Config) -> list[str]:
@@ -228,14 +237,49 @@ def words_to_trust(config: Config) -> list[str]:
     return named + [spelt(place, text) for place, text in config._written.items()]
 
 
-def _problems(model: type[Strict], values: Any, known: Sequence[str], prefix: str = "") -> list[str]:
-    if not isinstance(values, Mapping):
-        return [f"{prefix[:-1]}: needs {prefix}id, the name of an environment"]
+def _read_file(path: Path) -> tuple[DictConfig, list[str]]:
+    """The content of a saved config, and the command line that stands above it."""
     try:
-        model.model_validate(values)
-    except ValidationError as error:
-        return value_problems(error, known, prefix)
-    return []
+        text = path.read_text("utf-8")
+        saved = OmegaConf.create(yaml.safe_load(text))
+    except FileNotFoundError:
+        raise UserError(_no_run(path.parent)) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path} is not the config of a run")
+    return saved, command_line_of(text)
+
+
+def _override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
+    """Change the saved config by overrides; the keys that they name."""
+    OmegaConf.set_struct(saved, True)
+    problems: list[str] = []
+    typed: set[str] = set()
+    for text in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([opened(text)])
+            key, value = parsed.package or parsed.key_or_group, parsed.value()
+            if parsed.is_delete() or parsed.is_sweep_override():
+                problems.append(f"{text}: a saved run takes key=value, one value each")
+            elif key in ("env", *GROUPS) and not isinstance(value, dict):
+                problems.append(f"{text}: a saved run keeps its {key} but for single keys; start a new run")
+            else:
+                OmegaConf.update(saved, key, value, force_add=parsed.is_force_add())
+                typed |= flatten({key: value}).keys()
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(override_problem(text, error, flat_keys(saved)))
+    if problems:
+        raise UserError("\n".join(problems))
+    return typed
+
+
+def _no_run(directory: Path) -> str:
+    """What a directory without a config is instead."""
+    runs = sorted(found.parent for found in directory.glob(f"*/{CONFIG}"))
+    if (directory / SWEEP).exists():
+        return f"{directory} is a sweep: name one of its {len(runs)} runs" + (f", such as {runs[0]}" if runs else "")
+    return f"{directory} holds no run: there is no {CONFIG} in it" + (f"; did you mean {runs[-1]}?" if runs else "")
 
 
 def _packages(values: Mapping[str, Any], typed: Collection[str]) -> list[str]:

@@ -6,12 +6,11 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from rl_runner.config.problems import value_problems
 from rl_runner.errors import UserError
 
 
@@ -103,6 +102,9 @@ class Strict(BaseModel):
         return value
 
 
+Model = TypeVar("Model", bound=Strict)
+
+
 def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[..., Any]:
     """The class that a dotted path names for a role, or from a plug-in also a function; UserError for any other object.
 
@@ -157,29 +159,45 @@ def read_groups(groups: Mapping[str, Any], plugins: Sequence[str], known: Sequen
     A part of an agent comes after the group that it holds differences to, and has its target unless it names one.
     """
     found: dict[str, Group] = {}
-    models: dict[str, type[BaseModel]] = {}
+    models: dict[str, type[Strict]] = {}
     for name, group in groups.items():
-        try:
-            inherited = found.get(role_of(name).base or "")
-            target = inherited.target if inherited and is_difference(group) else _named(name, group, plugins)
-        except UserError as error:
-            found[name] = Group(None, {}, [str(error)])
-            continue
-        found[name] = Group(target, {}, [])
+        base = found.get(role_of(name).base or "")
+        target, problems = None, list[str]()
+        if base and is_difference(group):
+            target = base.target
+        elif not isinstance(group, Mapping) or is_difference(group):
+            problems = [f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help"]
+        else:
+            try:
+                target = resolve(name, group["_target_"], plugins)
+            except UserError as error:
+                problems = [f"{name}.{error}"]
         if target:
             models[name] = schema(target, name, partial=is_difference(group))
-            found[name] = Group(target, {}, [], [f"{name}.{field}" for field in models[name].model_fields])
+        found[name] = Group(
+            target, {}, problems, [f"{name}.{key}" for key in models[name].model_fields] if target else []
+        )
     known = [*known, *(key for group in found.values() for key in group.keys)]
     for name, model in models.items():
         # `_partial_` is Hydra's own marker for what a config here always is.
         keys = {key: value for key, value in groups[name].items() if key not in ("_target_", "_partial_")}
-        marked = {key: value for key, value in groups[name].items() if key == "_target_"}
-        try:
-            values = marked | model.model_validate(keys).model_dump(exclude_unset=True)
-            found[name] = found[name]._replace(values=values)
-        except ValidationError as error:
-            found[name] = found[name]._replace(problems=value_problems(error, known, prefix=f"{name}."))
+        sound, problems = checked(model, keys, known, f"{name}.")
+        marker = {key: groups[name][key] for key in ("_target_",) if key in groups[name]}
+        values = marker | sound.model_dump(exclude_unset=True) if sound else {}
+        found[name] = found[name]._replace(values=values, problems=problems)
     return found
+
+
+def checked(
+    model: type[Model], values: Mapping[str, Any], known: Sequence[str], prefix: str = ""
+) -> tuple[Model | None, list[str]]:
+    """A model of the values, or one line for each that it refuses; `known`: all keys that there are."""
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        from rl_runner.config.problems import value_problems
+
+        return None, value_problems(error, known, prefix)
 
 
 def is_difference(group: Any) -> bool:
@@ -187,24 +205,15 @@ def is_difference(group: Any) -> bool:
     return isinstance(group, Mapping) and "_target_" not in group
 
 
-def _named(name: str, group: Any, plugins: Sequence[str]) -> Callable[..., Any]:
-    if not isinstance(group, Mapping) or "_target_" not in group:
-        raise UserError(f"{name}: needs _target_, the path of a class; choose {name}=NAME, see --help")
-    try:
-        return resolve(name, group["_target_"], plugins)
-    except UserError as error:
-        raise UserError(f"{name}.{error}") from error
-
-
-def schema(target: Callable[..., Any], group: str, partial: bool = False) -> type[BaseModel]:
+def schema(target: Callable[..., Any], group: str, partial: bool = False) -> type[Strict]:
     """A model of the target's keyword parameters but for those that the runner wires; `partial`: any may be missing."""
     fields: dict[str, Any] = {}
     parameters = _signature(target)
     for name, parameter in parameters.items():
         if name not in role_of(group).wired and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            annotation = Any if _unknown(parameter.annotation) else parameter.annotation
+            unknown = parameter.annotation is parameter.empty or isinstance(parameter.annotation, str)
             default = None if partial else ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (annotation, default)
+            fields[name] = (Any if unknown else parameter.annotation, default)
     model = create_model(target.__name__, __base__=Strict, **fields)
     if takes_anything(parameters):
         model.model_config["extra"] = "allow"
@@ -243,10 +252,6 @@ def _signature(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target, eval_str=True).parameters
     except NameError:  # an annotation that exists for type checkers only
         return inspect.signature(target).parameters
-
-
-def _unknown(annotation: Any) -> bool:
-    return annotation is inspect.Parameter.empty or isinstance(annotation, str)
 
 
 def _accepts_bool(annotation: Any) -> bool:

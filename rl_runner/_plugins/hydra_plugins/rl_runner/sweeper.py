@@ -35,7 +35,7 @@ class GridSweeper(Sweeper):
 
     def compose(self, jobs: Sequence[Sequence[str]]) -> list[Any]:
         """The validated configs of jobs by their words."""
-        from rl_runner.config.diagnose import validate_jobs
+        from rl_runner.config.compose import validate_jobs
 
         return validate_jobs(lambda words: self.loader.load_sweep_config(self.master, list(map(opened, words))), jobs)
 
