@@ -20,9 +20,8 @@ from typing import Any
 import yaml
 
 from rl_runner.report import SCORE
-from rl_runner.report.build import find, write
-from rl_runner.report.markdown import markdown
-from rl_runner.report.reference import Reference, read_reference
+from rl_runner.report.aggregate import Reference, read_reference
+from rl_runner.report.page import find, write
 from rl_runner.rundir import CONFIG, METRICS, RESULT
 
 HERE = Path(__file__).parent
@@ -78,7 +77,7 @@ def made(name: str, tag: str) -> str:
         findings = find([runs], tag, reference)
         write(findings, report, name)
         shutil.copy(report / "curves.png", picture)
-    return markdown(findings, picture, PAGE.parent)
+    return findings.markdown(picture, PAGE.parent)
 
 
 def main(words: list[str]) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rl_runner.commands import SCORE, parse
 from rl_runner.errors import UserError
-from rl_runner.report.build import Findings, find, write
-from rl_runner.report.markdown import markdown
-from rl_runner.report.reference import Reference, read_reference
+from rl_runner.report.aggregate import Reference, read_reference
+from rl_runner.report.page import Findings, find, search_text, write
 
 NAMED = 5  # unreadable runs in the terminal
 
@@ -33,10 +32,9 @@ def summary(directories: Sequence[Path], tag: str = SCORE) -> str:
 def as_text(findings: Findings) -> str:
     """Findings as plain text."""
     parts = [findings.headline]
-    sentences = findings.sentences()
     for env, table in findings.results.items():
-        parts.append("\n".join([env, table.text(), *sentences[env]]))
-    parts += [f"{search.name}: {search.text()}" for search in findings.searches]
+        parts.append("\n".join([env, table.text(), *(sentence for sentence, _ in findings.answers(env))]))
+    parts += [f"{search.name}: {search_text(search)}" for search in findings.collection.searches]
     unreadable = [f"{name}: {reason}" for name, reason in findings.collection.unreadable.items()]
     more = [f"and {len(unreadable) - NAMED} more, see the page"] if len(unreadable) > NAMED else []
     lost = "\n".join([findings.warning, *unreadable[:NAMED], *more])
@@ -57,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         page = write(findings, out, options.title or default_title(options.directories))
         if options.markdown:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
-            text = markdown(findings, out / "curves.png", options.markdown.parent)
+            text = findings.markdown(out / "curves.png", options.markdown.parent)
             options.markdown.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; see --out") from error
