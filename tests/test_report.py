@@ -14,20 +14,20 @@ from scipy import stats
 from rl_runner.errors import UserError
 from rl_runner.report import main, statistics, summary, write_report
 from rl_runner.report.aggregate import Reference, aggregate, read_reference
-from rl_runner.report.page import find
-from rl_runner.report.sentences import RETURNS, Comparison, compare
+from rl_runner.report.page import Findings
+from rl_runner.report.sentences import RETURNS, Comparison
 from rl_runner.report.study import Cell
 
 
 def study_of(*directories: Path):
-    return find(directories, TAG, Reference()).study
+    return Findings(directories, TAG, Reference()).study
 
 
 def compared(leader: str, scores: dict[str, np.ndarray], groups: int = 2, environments: int = 1) -> list[Comparison]:
     """The leader against each of the others."""
     cells = {name: Cell("CartPole-v1", name, [], values, Counter()) for name, values in scores.items()}
     others = [cell for name, cell in cells.items() if name != leader]
-    return compare(cells[leader], others, RETURNS, groups, environments)
+    return [Comparison(cells[leader], other, RETURNS, groups, environments) for other in others]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -111,7 +111,7 @@ def test_no_false_win_among_many_environments(tmp_path: Path):
     for env in "ABC":
         write_group(tmp_path, [1.0, 2, 4], "dqn", f"{env}-v0")
         write_group(tmp_path, [3.0, 5, 9], "sac", f"{env}-v0")
-    shown = find([tmp_path], TAG, Reference()).comparisons["B-v0"][0].interval
+    shown = Findings([tmp_path], TAG, Reference()).comparisons["B-v0"][0].interval
     assert shown == statistics.difference_interval(np.array([3.0, 5, 9]), np.array([1.0, 2, 4]), 2, environments=3)
 
 
@@ -142,7 +142,7 @@ def test_the_best_of_our_groups_against_published_scores_is_chosen_too(tmp_path:
         write_group(tmp_path, [90 + 3 * i, 100 + 3 * i, 110 + 3 * i], name)
     published = {name: np.array(scores) for name, scores in {"A": [70.0, 72.0, 74.0], "B": [60.0, 61.0, 65.0]}.items()}
     reference = Reference({"CartPole": {name: {1000: scores} for name, scores in published.items()}})
-    against_a, against_b = find([tmp_path], "eval/return_mean", reference).published["CartPole-v1"]
+    against_a, against_b = Findings([tmp_path], "eval/return_mean", reference).published["CartPole-v1"]
     ours = np.array([99.0, 109.0, 119.0])
     assert against_a.interval == statistics.difference_interval(ours, published["A"], 6)
     assert against_b.interval == statistics.difference_interval(ours, published["B"], 6)
@@ -180,8 +180,10 @@ def test_better_and_not_distinguishable():
     assert open_case.sentence() == "ddqn and td3 are not distinguishable with 3 seeds: +10 [-214, 234]."
 
 
-def test_one_score_is_no_comparison():
-    assert compared("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}) == []
+def test_one_score_is_no_comparison(tmp_path: Path):
+    write_group(tmp_path, [3.0], "a")
+    write_group(tmp_path, [1.0, 2.0], "b")
+    assert Findings([tmp_path], TAG, Reference()).comparisons == {"CartPole-v1": []}
 
 
 def test_headline_for_two_algorithms(tmp_path: Path):
@@ -219,7 +221,7 @@ def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
     assert "9.0 to 11.0" in text
     assert "better" not in text
     published = Reference({"CartPole": {"DDPG": {1000: np.array([1.0, 2.0])}}})
-    assert find([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
+    assert Findings([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
 
 
 # Grouping
@@ -281,7 +283,7 @@ def test_a_repeated_run_counts_once(tmp_path: Path):
     write_run(tmp_path / "1", score=10)
     write_run(tmp_path / "2", score=20)
     write_run(tmp_path / "3", score=None, status="failed")
-    findings = find([tmp_path], TAG, Reference())
+    findings = Findings([tmp_path], TAG, Reference())
     assert findings.study.scores("CartPole-v1", "dqn") == [20]
     assert "2 repeated runs" in findings.warning
 

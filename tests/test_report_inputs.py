@@ -12,7 +12,7 @@ from reporting import TAG, write_group, write_run
 from rl_runner.errors import UserError
 from rl_runner.report import main, summary
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.page import Findings, find
+from rl_runner.report.page import Findings
 
 BOMB = "a: &a [1, 2, 3]\n" + "".join(
     f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in itertools.pairwise("abcdefghijk")
@@ -20,7 +20,7 @@ BOMB = "a: &a [1, 2, 3]\n" + "".join(
 
 
 def findings(*directories: Path, tag: str = TAG) -> Findings:
-    return find(directories, tag, Reference())
+    return Findings(directories, tag, Reference())
 
 
 def sentences(findings: Findings, env: str) -> list[str]:
@@ -281,7 +281,7 @@ def test_a_damaged_reference_is_one_line(tmp_path: Path, content: str):
 def test_one_published_score_is_drawn_and_not_compared(good: Path):
     (good / "r.json").write_text(json.dumps({"scores": {"A": {"CartPole": {"500": [1.0], "1000": [2.0]}}}}))
     reference = read_reference(good / "r.json", [])
-    assert find([good], TAG, reference).published == {"CartPole-v1": []}
+    assert Findings([good], TAG, reference).published == {"CartPole-v1": []}
     assert main([str(good), "--reference", str(good / "r.json")]) == 0
 
 

@@ -13,7 +13,7 @@ from reporting import TAG, write_group, write_run
 from rl_runner.report import as_text, main
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.load import plain
-from rl_runner.report.page import Findings, find
+from rl_runner.report.page import Findings
 from rl_runner.report.plots import file_name
 from rl_runner.report.study import LONGEST, shown
 from rl_runner.report.tables import markdown_escaped
@@ -104,7 +104,7 @@ def test_no_name_is_markup(tmp_path: Path):
 
 
 def findings(root: Path) -> Findings:
-    return find([root], TAG, Reference())
+    return Findings([root], TAG, Reference())
 
 
 def test_long_names_stay_distinct_and_stand_in_full_on_the_page(tmp_path: Path):

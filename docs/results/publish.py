@@ -21,7 +21,7 @@ import yaml
 
 from rl_runner.report import SCORE
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.page import find, write
+from rl_runner.report.page import Findings, write
 from rl_runner.rundir import CONFIG, METRICS, RESULT
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def made(name: str, tag: str) -> str:
         runs, report = Path(scratch, "runs"), Path(scratch, "report")
         runs.mkdir()
         unpack(HERE / f"{name}.jsonl", runs)
-        findings = find([runs], tag, reference)
+        findings = Findings([runs], tag, reference)
         write(findings, report, name)
         shutil.copy(report / "curves.png", picture)
     return findings.markdown(picture, PAGE.parent)

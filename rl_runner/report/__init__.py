@@ -7,7 +7,7 @@ from pathlib import Path
 from rl_runner.commands import SCORE, parse
 from rl_runner.errors import UserError
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.page import Findings, find, search_text, write
+from rl_runner.report.page import Findings, search_text, write
 
 NAMED = 5  # unreadable runs in the terminal
 
@@ -20,13 +20,13 @@ def write_report(
     reference: Reference | None = None,
 ) -> Path:
     """Write the report over all runs at or below the directories into `out`; returns index.html's path."""
-    findings = find(directories, tag, reference or Reference())
+    findings = Findings(directories, tag, reference or Reference())
     return write(findings, out, title or default_title(directories))
 
 
 def summary(directories: Sequence[Path], tag: str = SCORE) -> str:
     """The report's headline, tables and sentences as plain text for a terminal."""
-    return as_text(find(directories, tag, Reference()))
+    return as_text(Findings(directories, tag, Reference()))
 
 
 def as_text(findings: Findings) -> str:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `rl-runner report`; prints the conclusions and the page's place."""
     options = parse("report", argv)
     reference = read_reference(options.reference, options.method) if options.reference else Reference()
-    findings = find(options.directories, options.tag, reference)
+    findings = Findings(options.directories, options.tag, reference)
     out = options.out or _shared_parent(options.directories) / "report"
     try:
         page = write(findings, out, options.title or default_title(options.directories))

@@ -6,37 +6,29 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from rl_runner import __version__
 from rl_runner.report import tables
-from rl_runner.report.aggregate import Aggregate, Reference, aggregate
-from rl_runner.report.load import Collection, SearchRecord, collect, plain
-from rl_runner.report.plots import DIAGNOSTICS, INKS, OTHER, Picture, Studio
-from rl_runner.report.sentences import (
-    RETURNS,
-    Comparisons,
-    compare_all,
-    enumerated,
-    headline,
-    missing_seeds,
-    not_compared,
-    words_for,
-)
+from rl_runner.report.aggregate import Reference, aggregate
+from rl_runner.report.load import SearchRecord, collect, plain
+from rl_runner.report.plots import DIAGNOSTICS, GROUPS, INKS, MUTED, OTHER, TEXT, Picture, Studio, row_name
+from rl_runner.report.sentences import IDLE, RETURNS, compare_all, enumerated, headline, missing_seeds, words_for
 from rl_runner.report.statistics import coverage
-from rl_runner.report.study import Study, study_of, unnamed_differences
+from rl_runner.report.study import LOSSES, Study, shown, unnamed_differences
 from rl_runner.report.tables import Table, markdown_escaped
 
-LOSSES_IN_WORDS = {
-    "failed": "failed", "stopped early": "stopped early by a search", "unfinished": "did not finish yet",
-    "without a score": "finished without a score",
-}  # fmt: skip
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(), trim_blocks=True,
+    lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
 
 
 class Section(NamedTuple):
@@ -50,20 +42,16 @@ class Section(NamedTuple):
     more: Sequence[Picture] = ()
 
 
-@dataclass(frozen=True)
 class Findings:
-    """All that is concluded from a set of runs, before anything is drawn."""
+    """All that is concluded from the runs at or below the directories, before anything is drawn."""
 
-    collection: Collection
-    study: Study
-    reference: Reference
-    comparisons: Comparisons
-    published: Comparisons
-    aggregate: Aggregate | None
-
-    @property
-    def headline(self) -> str:
-        return headline(self.study, self.comparisons)
+    def __init__(self, directories: Sequence[Path], tag: str, reference: Reference):
+        self.collection = collect(directories)
+        self.study = Study(self.collection.runs, tag)
+        self.reference = reference if words_for(tag) is RETURNS else Reference()  # which holds returns
+        self.comparisons, self.published = compare_all(self.study, self.reference)
+        self.aggregate = aggregate(self.study, self.reference)
+        self.headline = headline(self.study, self.comparisons)
 
     @property
     def results(self) -> dict[str, Table]:
@@ -86,7 +74,7 @@ class Findings:
         """How many runs have no score, and how many were left out."""
         unreadable, repeated = len(self.collection.unreadable), len(self.study.repeated)
         counts = sum((cell.losses for cell in self.study.cells.values()), Counter())
-        parts = [f"{counts[loss]} {words}" for loss, words in LOSSES_IN_WORDS.items() if counts[loss]]
+        parts = [f"{counts[loss]} {words}" for loss, words in LOSSES.items() if counts[loss]]
         parts += [f"{unreadable} cannot be read"] if unreadable else []
         losses = f"Of {len(self.study.runs) + unreadable} runs, {enumerated(parts, limit=5)}." if parts else ""
         runs = f"{repeated} repeated run{'' if repeated == 1 else 's'}"
@@ -100,32 +88,20 @@ class Findings:
 
     def answers(self, env: str) -> list[tuple[str, bool]]:
         """Every conclusion of an environment in words, and of what there is none; each with whether it is open."""
-        found = [*self.comparisons[env], *self.published[env]]
+        found, cells, limit = [*self.comparisons[env], *self.published[env]], self.study.cells_in(env), 6
         answers = [(comparison.sentence(), not comparison.decided) for comparison in found]
-        return answers + [(sentence, True) for sentence in not_compared(self.study, env)]
+        if idle := [cell.group for cell in cells if cell.never_updated]:
+            answers.append((f"No verdict on {enumerated(idle, limit)}: {IDLE}.", True))
+        if single := [cell.group for cell in self.study.single(env)]:
+            answers.append((f"One seed makes no comparison: {enumerated(single, limit)}.", True))
+        empty = [cell for cell in cells if not len(cell.scores) and len(cells) > 1]
+        return answers + [(f"{cell.group} has no score: {cell.shortfall}.", True) for cell in empty]
 
     def markdown(self, picture: Path, beside: Path) -> str:
         """Headline, one table, every conclusion and the curves, as Markdown; links are relative to `beside`."""
         link = Path(os.path.relpath(picture, beside)).as_posix()
-        facts, warning = markdown_escaped(self.facts), markdown_escaped(self.warning)
         table = tables.results_in_markdown(self.study, self.reference)
-        parts = [f"**{markdown_escaped(self.headline)}**", f"{facts}.", table.markdown()]
-        parts += [warning] if warning else []
-        for env in self.study.envs:
-            listed = [f"- {markdown_escaped(sentence)}" for sentence, _ in self.answers(env)]
-            parts += ["\n".join([f"{markdown_escaped(env)}:\n", *listed])] if listed else []
-        tag = markdown_escaped(self.study.tag)
-        parts.append(f"![{tag} over training: mean, 95 % interval, every seed]({link})")
-        return "\n\n".join(parts) + "\n"
-
-
-def find(directories: Sequence[Path], tag: str, reference: Reference) -> Findings:
-    """Read the runs and draw the conclusions."""
-    collection = collect(directories)
-    study = study_of(collection.runs, tag)
-    if words_for(tag) is not RETURNS:
-        reference = Reference()  # which holds returns
-    return Findings(collection, study, reference, *compare_all(study, reference), aggregate(study, reference))
+        return TEMPLATES.get_template("template.md").render(findings=self, table=table, link=link)
 
 
 def write(findings: Findings, out: Path, title: str) -> Path:
@@ -147,10 +123,7 @@ def write(findings: Findings, out: Path, title: str) -> Path:
     legend = {group: ink for group, ink in studio.inks.items() if ink != OTHER}
     if len(legend) < len(study.groups):
         legend[f"{len(study.groups) - len(legend)} other groups"] = OTHER
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["prose"] = prose
-    page = templates.get_template("template.html").render(
+    page = TEMPLATES.get_template("template.html").render(
         findings=findings, title=plain(title), inks=INKS, legend=legend, sections=sections, folded=folded,
         coverage=coverage(len(cell.runs) for cell in study.cells.values()), version=__version__,
     )  # fmt: skip
@@ -172,11 +145,14 @@ def prose(text: str) -> Markup:
     return Markup(re.sub(r"(?<=\d), (?=[−\d])", ",\u00a0", text.replace(" [", "\u00a0[")))
 
 
+TEMPLATES.filters |= {"prose": prose, "md": markdown_escaped}
+
+
 def _sections(findings: Findings, studio: Studio) -> Iterator[Section]:
     study, results = findings.study, findings.results
     for search in findings.collection.searches:
-        pictures = [studio.trials(search)] if search.ranked else []
-        pictures += [studio.importance(search)] if search.importance else []
+        pictures = [_history(search, studio)] if search.ranked else []
+        pictures += [_importance(search, studio)] if search.importance else []
         yield Section(f"Search {search.name}", search_text(search), (), tables.search_trials(search), pictures)
     if over := findings.aggregate:
         missing = missing_seeds((cell for cell in study.cells.values() if cell.env in over.envs), with_env=True)
@@ -213,3 +189,29 @@ def search_text(search: SearchRecord) -> str:
         f"{counts}. The best is trial {best.number} with {best.value:.4g}: {values}. "
         "The best of many trials flatters itself: run it again with new seeds before comparing it."
     )
+
+
+def _history(search: SearchRecord, studio: Studio) -> Picture:
+    trials = sorted(search.ranked, key=lambda trial: trial.number)
+    numbers, values = [trial.number for trial in trials], [trial.value or 0 for trial in trials]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(numbers, values, "o", color=GROUPS[0].light, markersize=5)
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color=TEXT.light, linewidth=1.6)
+        axes.set_xlabel("trial")
+
+    return studio.picture(f"{search.name}_history", "Score of every finished trial, and the best so far", draw)
+
+
+def _importance(search: SearchRecord, studio: Studio) -> Picture:
+    shares = dict(sorted(search.importance.items(), key=lambda item: item[1]))
+
+    def draw(axes: Axes) -> None:
+        axes.barh(range(len(shares)), list(shares.values()), height=0.28, color=GROUPS[0].light)
+        for row, label in enumerate(shown(shares).values()):
+            row_name(axes, row + 0.2, label)
+        axes.set(yticks=[], ylim=(-0.4, len(shares) - 0.2))
+        axes.set_xlabel("share", color=MUTED.light)
+
+    title = f"What being among the best of {len(search.ranked)} trials depends on"
+    return studio.picture(f"{search.name}_importance", title, draw)

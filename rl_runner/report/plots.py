@@ -3,10 +3,10 @@
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from rl_runner.report.aggregate import Aggregate, Reference
-from rl_runner.report.load import Array, SearchRecord, short_hash
+from rl_runner.report.load import Array, short_hash
 from rl_runner.report.statistics import Interval, mean_interval
-from rl_runner.report.study import Cell, Study, shown, thinned
+from rl_runner.report.study import Cell, Study, thinned
 
 
 class Ink(NamedTuple):
@@ -33,19 +33,13 @@ class Ink(NamedTuple):
 
 # Okabe and Ito's colours without yellow, and Tol's wine; their dark variants keep the hue.
 GROUPS = [
-    Ink("blue", "#0072b2", "#56aee6"),
-    Ink("vermilion", "#d55e00", "#ff8a45"),
-    Ink("green", "#009e73", "#33c99c"),
-    Ink("purple", "#b8609a", "#e59cc6"),
-    Ink("orange", "#d69200", "#f2b84b"),
-    Ink("sky", "#3ba3d8", "#a3dcff"),
+    Ink("blue", "#0072b2", "#56aee6"), Ink("vermilion", "#d55e00", "#ff8a45"), Ink("green", "#009e73", "#33c99c"),
+    Ink("purple", "#b8609a", "#e59cc6"), Ink("orange", "#d69200", "#f2b84b"), Ink("sky", "#3ba3d8", "#a3dcff"),
     Ink("wine", "#882255", "#d9709f"),
-]
+]  # fmt: skip
 OTHER = Ink("other", "#a9b0b8", "#5f6872")
-TEXT = Ink("text", "#1d2329", "#e8ebee")
-MUTED = Ink("muted", "#646d76", "#9aa4ae")
-GRID = Ink("grid", "#e6e9ec", "#2c333a")
-PAPER = Ink("paper", "#fdfdfc", "#14181c")
+TEXT, MUTED = Ink("text", "#1d2329", "#e8ebee"), Ink("muted", "#646d76", "#9aa4ae")
+GRID, PAPER = Ink("grid", "#e6e9ec", "#2c333a"), Ink("paper", "#fdfdfc", "#14181c")
 INKS = [*GROUPS, OTHER, TEXT, MUTED, GRID, PAPER]
 RC: dict[Any, Any] = {
     **dict.fromkeys(["figure.facecolor", "axes.facecolor"], PAPER.light),
@@ -79,16 +73,6 @@ class Picture(NamedTuple):
     svg: str
 
 
-class Row(NamedTuple):
-    """A group's estimate with its interval, and its seeds."""
-
-    name: str
-    ink: Ink
-    value: float
-    interval: Interval | None
-    seeds: Sequence[float] | Array = ()
-
-
 @dataclass(frozen=True)
 class Studio:
     """Draws figures of one study into a directory."""
@@ -114,27 +98,21 @@ class Studio:
         """Each group's mean curve with its seeds."""
         alt = f"{title} on {env} against environment steps: each group's mean with its seeds."
         groups = [cell.group for cell in self.study.cells_in(env)]
-        legend = [*self._legend(groups), *self._published_legend(env, tag)]
+        legend = self._legend(groups, [env] if tag == self.study.tag else [])
         return self.picture(f"{env}_{tag}", title, lambda axes: self._curves(axes, env, tag), legend, alt)
 
     def final_scores(self, env: str) -> Picture:
         """Every seed of every group."""
-        rows = [
-            Row(
-                f"{cell.group} ({cell.shortfall})" if cell.shortfall else cell.group,
-                self.inks[cell.group], cell.summary.mean, cell.summary.interval, cell.scores,
-            )
-            for cell in self.study.cells_in(env) if len(cell.scores)
-        ]  # fmt: skip
+        cells = {cell.group: cell for cell in self.study.cells_in(env) if len(cell.scores)}
+        estimates = {group: (cell.summary.mean, cell.summary.interval) for group, cell in cells.items()}
         title = "Final evaluation, every seed" if self.study.final else "End of training, every seed"
         alt = f"{title} on {env}: seeds as dots, the mean with its 95 % interval."
-        return self._rows(f"{env}_final", title, rows, alt)
+        return self._rows(f"{env}_final", title, estimates, cells, alt)
 
     def iqm(self, aggregate: Aggregate) -> Picture:
         """The groups' interquartile means."""
-        rows = [Row(group, self.inks[group], *estimate) for group, estimate in aggregate.iqm.items()]
         alt = f"Interquartile mean of normalised scores over {len(aggregate.anchored)} environments."
-        return self._rows("iqm", "IQM of normalised scores", rows, alt)
+        return self._rows("iqm", "IQM of normalised scores", aggregate.iqm, {}, alt)
 
     def profiles(self, aggregate: Aggregate) -> Picture:
         """The share of runs above each score."""
@@ -147,48 +125,20 @@ class Studio:
         title, alt = "Performance profile: share of runs above τ", "Share of runs above a normalised score, per group."
         return self.picture("profiles", title, draw, self._legend(list(aggregate.profiles)), alt)
 
-    def trials(self, search: SearchRecord) -> Picture:
-        """The scores of a search's trials in their order."""
-        trials = sorted(search.ranked, key=lambda trial: trial.number)
-        numbers, values = [trial.number for trial in trials], [trial.value or 0 for trial in trials]
-
-        def draw(axes: Axes) -> None:
-            axes.plot(numbers, values, "o", color=GROUPS[0].light, markersize=5)
-            axes.step(numbers, np.maximum.accumulate(values), where="post", color=TEXT.light, linewidth=1.6)
-            axes.set_xlabel("trial")
-
-        return self.picture(f"{search.name}_history", "Score of every finished trial, and the best so far", draw)
-
-    def importance(self, search: SearchRecord) -> Picture:
-        """The share of each hyperparameter of a search."""
-        shares = dict(sorted(search.importance.items(), key=lambda item: item[1]))
-
-        def draw(axes: Axes) -> None:
-            axes.barh(np.arange(len(shares)), list(shares.values()), height=0.28, color=GROUPS[0].light)
-            for row, label in enumerate(shown(shares).values()):
-                _row_name(axes, row + 0.2, label)
-            axes.set_yticks([])
-            axes.set_ylim(-0.4, len(shares) - 0.2)
-            axes.set_xlabel("share", color=MUTED.light)
-
-        title = f"What being among the best of {len(search.ranked)} trials depends on"
-        return self.picture(f"{search.name}_importance", title, draw)
-
     def overview(self) -> None:
         """All learning curves in curves.png, for a README or a slide."""
-        envs, tag = self.study.envs, self.study.tag
+        envs = self.study.envs
         columns = min(3, len(envs))
         rows = -(-len(envs) // columns)
         with matplotlib.rc_context(RC):
             figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
             grid = figure.subplots(rows, columns, squeeze=False).ravel()
-            for axes, env in zip(grid, envs, strict=False):
-                self._curves(axes, env, tag)
-                axes.set_title(env, loc="left", fontweight="bold")
-            for unused in grid[len(envs) :]:
-                unused.set_visible(False)
-            published = {line.get_label(): line for env in envs for line in self._published_legend(env, tag)}
-            _add_legend(figure, [*self._legend(self.study.groups), *published.values()], 3 * columns)
+            for axes, env in zip_longest(grid, envs):
+                axes.set_visible(env is not None)
+                if env is not None:
+                    self._curves(axes, env, self.study.tag)
+                    axes.set_title(env, loc="left", fontweight="bold")
+            _add_legend(figure, self._legend(self.study.groups, envs), 3 * columns)
             figure.savefig(self.out / "curves.png", dpi=150, bbox_inches="tight")
 
     def picture(
@@ -236,10 +186,15 @@ class Studio:
             axes.fill_between(steps, low, high, color=colour, alpha=alpha, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=2.2, marker="o" if len(steps) == 1 else None, zorder=zorder)
 
+    def _published(self, env: str) -> Iterable[tuple[str, dict[int, Array], Any]]:
+        """The published methods with their curves, each with dashes of its own."""
+        return (
+            (*item, dashes) for item, dashes in zip(self.reference.curves(env).items(), cycle(DASHES), strict=False)
+        )
+
     def _published_curves(self, axes: Axes, env: str) -> None:
-        last = self.study.budget(env)
-        for (method, curve), dashes in zip(self.reference.curves(env).items(), cycle(DASHES), strict=False):
-            steps = sorted(step for step in curve if step <= last)
+        for method, curve, dashes in self._published(env):
+            steps = sorted(step for step in curve if step <= self.study.budget(env))
             if not steps:
                 continue
             mean = [curve[step].mean() for step in steps]
@@ -253,38 +208,42 @@ class Studio:
             label = axes.annotate(method, end, above, textcoords="offset points", ha="right", fontsize=8.5)
             label.set(color=TEXT.light, in_layout=False)
 
-    def _published_legend(self, env: str, tag: str) -> list[Line2D]:
-        methods = self.reference.curves(env) if tag == self.study.tag else ()
-        return [
-            Line2D([], [], color=TEXT.light, linestyle=dashes, linewidth=1.4, label=f"{method} (published)")
-            for method, dashes in zip(methods, cycle(DASHES), strict=False)
-        ]
-
     def _coloured(self, group: str) -> bool:
         return self.inks[group] != OTHER
 
-    def _legend(self, groups: Sequence[str]) -> list[Line2D]:
-        shown = {group: self.inks[group] for group in groups if self._coloured(group)}
-        if len(shown) < len(groups):
-            shown[f"{len(groups) - len(shown)} others"] = OTHER
-        return [Line2D([], [], color=ink.light, linewidth=2.2, label=label) for label, ink in shown.items()]
+    def _legend(self, groups: Sequence[str], envs: Sequence[str] = ()) -> list[Line2D]:
+        """A line for every coloured group, one for the others, and one for every method published for `envs`."""
+        inks = {group: self.inks[group] for group in groups if self._coloured(group)}
+        if len(inks) < len(groups):
+            inks[f"{len(groups) - len(inks)} others"] = OTHER
+        dashes = {f"{method} (published)": dashes for env in envs for method, _, dashes in self._published(env)}
+        ours = [Line2D([], [], color=ink.light, linewidth=2.2, label=label) for label, ink in inks.items()]
+        return ours + [
+            Line2D([], [], color=TEXT.light, linestyle=style, linewidth=1.4, label=label)
+            for label, style in dashes.items()
+        ]
 
-    def _rows(self, name: str, title: str, rows: Sequence[Row], alt: str) -> Picture:
-        """One row per group, the lowest first: seeds as dots, the estimate with its interval, the name above it."""
+    def _rows(
+        self, name: str, title: str, estimates: Mapping[str, tuple[float, Interval | None]], cells: Mapping[str, Cell],
+        alt: str,
+    ) -> Picture:  # fmt: skip
+        """One row per group, the lowest first: the estimate with its interval, the cell's seeds as dots, the name."""
 
         def draw(axes: Axes) -> None:
-            for height, row in enumerate(sorted(rows, key=lambda row: row.value)):
-                colour, seeds = row.ink.light, len(row.seeds)
-                if seeds:
-                    axes.plot(row.seeds, [height - 0.2] * seeds, "o", color=colour, alpha=0.5, markersize=5, mew=0)
-                if row.interval:
-                    axes.plot(row.interval, [height, height], color=colour, linewidth=2.6)
-                axes.plot([row.value], [height], "D", color=colour, markersize=8, mec=PAPER.light, mew=1.5)
-                _row_name(axes, height + 0.17, row.name)
+            for row, group in enumerate(sorted(estimates, key=lambda group: estimates[group][0])):
+                (value, interval), colour, name = estimates[group], self.inks[group].light, group
+                if group in cells:
+                    seeds, lost = cells[group].scores, cells[group].shortfall
+                    axes.plot(seeds, [row - 0.2] * len(seeds), "o", color=colour, alpha=0.5, markersize=5, mew=0)
+                    name = f"{group} ({lost})" if lost else group
+                if interval:
+                    axes.plot(interval, [row, row], color=colour, linewidth=2.6)
+                axes.plot([value], [row], "D", color=colour, markersize=8, mec=PAPER.light, mew=1.5)
+                row_name(axes, row + 0.17, name)
             axes.set_yticks([])
-            axes.set_ylim(-0.6, len(rows) - 0.2)
+            axes.set_ylim(-0.6, len(estimates) - 0.2)
 
-        return self.picture(name, title, draw, alt=alt, height=max(HEIGHT, 0.7 + 0.5 * len(rows)))
+        return self.picture(name, title, draw, alt=alt, height=max(HEIGHT, 0.7 + 0.5 * len(estimates)))
 
 
 def file_name(name: str) -> str:
@@ -293,7 +252,7 @@ def file_name(name: str) -> str:
     return text if len(text) <= 120 else f"{text[:110]}_{short_hash(name)}"
 
 
-def _row_name(axes: Axes, height: float, name: str) -> None:
+def row_name(axes: Axes, height: float, name: str) -> None:
     """Write a name across a row, smaller if it is long; it may not push the axes aside."""
     label = axes.text(0.0, height, name, transform=axes.get_yaxis_transform(), va="bottom", color=TEXT.light)
     label.set(in_layout=False, fontsize=9.5 * min(1, 56 / len(name)))

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from rl_runner.report.aggregate import Reference
@@ -34,12 +35,22 @@ def words_for(tag: str) -> Words:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The leader (higher mean) against another group, two seeds or more each."""
+    """The leader (higher mean) against another cell, two seeds or more each.
+
+    At 95 % simultaneously over all pairs of the `groups` it was among, in each of `environments`.
+    """
 
     leader: Cell
     other: Cell
-    interval: Interval
     words: Words
+    groups: int
+    environments: int = 1
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Of the difference."""
+        ends = difference_interval(self.leader.scores, self.other.scores, self.groups, self.environments)
+        return Interval(*map(float, ends))
 
     @property
     def difference(self) -> float:
@@ -65,19 +76,6 @@ class Comparison:
 Comparisons = dict[str, list[Comparison]]  # by environment
 
 
-def compare(leader: Cell, others: Sequence[Cell], words: Words, groups: int, environments: int = 1) -> list[Comparison]:
-    """The leader against each of the others; one score makes no comparison.
-
-    At 95 % simultaneously over all pairs of the `groups` it was among, in each of `environments`.
-    """
-    comparisons = []
-    for other in others:
-        if min(len(leader.scores), len(other.scores)) > 1:
-            ends = difference_interval(leader.scores, other.scores, groups, environments)
-            comparisons.append(Comparison(leader, other, Interval(*map(float, ends)), words))
-    return comparisons
-
-
 def missing_seeds(cells: Iterable[Cell], with_env: bool = False) -> str:
     """What a verdict does not rest on; nothing if no seed is missing."""
     named = enumerated([f"{cell.name(with_env)}: {cell.shortfall}" for cell in cells if cell.shortfall], limit=3)
@@ -86,29 +84,16 @@ def missing_seeds(cells: Iterable[Cell], with_env: bool = False) -> str:
 
 def compare_all(study: Study, reference: Reference) -> tuple[Comparisons, Comparisons]:
     """Per environment, the group with the highest mean against every other, and against every published method."""
-    words = words_for(study.tag)
-    ranked = {env: cells for env in study.envs if (cells := study.comparable(env))}
-    known = {env: [cell for cell in reference.cells(study, env) if len(cell.scores) > 1] for env in ranked}
-    contested = sum(len(cells) > 1 for cells in ranked.values())
-    contested_by_others = sum(len(cells) > 0 for cells in known.values())
-    ours: Comparisons = {env: [] for env in study.envs}
-    published: Comparisons = {env: [] for env in study.envs}
-    for env, (leader, *others) in ranked.items():
-        n = 1 + len(others)
-        ours[env] = compare(leader, others, words, n, contested)
-        published[env] = compare(leader, known[env], words, n + len(known[env]), contested_by_others)
+    words, ours, published = words_for(study.tag), {}, {}
+    ranked = {env: study.comparable(env) for env in study.envs}
+    known = {env: [cell for cell in reference.cells(study, env) if len(cell.scores) > 1] for env in study.envs}
+    contested = sum(len(ranked[env]) > 1 for env in study.envs)
+    by_others = sum(len(ranked[env]) > 0 and len(known[env]) > 0 for env in study.envs)
+    for env, cells in ranked.items():
+        n, everyone = len(cells), len(cells) + len(known[env])
+        ours[env] = [Comparison(cells[0], other, words, n, contested) for other in cells[1:]]
+        published[env] = [Comparison(cells[0], other, words, everyone, by_others) for other in known[env] if cells]
     return ours, published
-
-
-def not_compared(study: Study, env: str) -> list[str]:
-    """The groups of an environment of which nothing is concluded, and why."""
-    cells = study.cells_in(env)
-    idle = [cell.group for cell in cells if cell.never_updated]
-    single = [cell.group for cell in study.single(env)]
-    found = [f"No verdict on {enumerated(idle, limit=6)}: {IDLE}."] if idle else []
-    found += [f"One seed makes no comparison: {enumerated(single, limit=6)}."] if single else []
-    empty = [cell for cell in cells if not len(cell.scores) and len(cells) > 1]
-    return found + [f"{cell.group} has no score: {cell.shortfall}." for cell in empty]
 
 
 def headline(study: Study, comparisons: Comparisons) -> str:

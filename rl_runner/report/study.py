@@ -24,7 +24,10 @@ LONGEST = 48  # letters of a name, which fit into a picture
 POINTS = 200  # of a curve that is drawn
 BAND_RESAMPLES = 999
 LOST = {"failed": "failed", "pruned": "stopped early", "finished": "without a score"}  # what became of a run
-LOSSES = ("failed", "unfinished", "stopped early", "without a score")
+LOSSES = {  # in words
+    "failed": "failed", "unfinished": "did not finish yet", "stopped early": "stopped early by a search",
+    "without a score": "finished without a score",
+}  # fmt: skip
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -87,22 +90,40 @@ class Cell:
         return steps, mean, low, high
 
 
-@dataclass(frozen=True)
 class Study:
-    """Cells by (environment, group); `repeated`: runs of a seed that another run of it replaces.
+    """Cells by (environment, group); `repeated`: runs of a seed of which another run counts, the last finished one.
 
     `named_by`: the settings that name the groups. `final`: whether the score is the final evaluation's, or else the
     tag's value at the end of training. `cut`: the names that are shown shortened, with their full length.
     """
 
-    cells: dict[tuple[str, str], Cell]
-    envs: list[str]
-    groups: list[str]
-    repeated: list[RunRecord]
-    tag: str
-    final: bool
-    named_by: set[str]
-    cut: dict[str, str]
+    def __init__(self, runs: Sequence[RunRecord], tag: str):
+        _check(runs, tag)
+        self.tag, self.final = tag, any(tag in run.result for run in runs)
+        env_of: dict[RunRecord, str] = {}
+        for env_id, same in grouped(runs, lambda run: run.env_id).items():
+            keys = sorted(key for key in varying(same) if key.startswith("env.") and key != "env.id")
+            env_of |= {run: ", ".join([env_id, *_terms(run, keys)]) for run in same}
+        keys_of = {algo: _telling_keys(same, env_of) for algo, same in grouped(runs, lambda run: run.algo).items()}
+        group_of = {}
+        for run in runs:
+            terms = _terms(run, keys_of[run.algo])
+            group_of[run] = ", ".join([run.algo, *terms] if len(keys_of) > 1 or not terms else terms)
+        names = shown(in_order(env_of.values())) | shown(in_order(group_of.values()))
+        self.envs = [names[env] for env in in_order(env_of.values())]
+        self.groups = [names[group] for group in in_order(group_of.values())]
+        self.cut = {short: plain(name) for name, short in names.items() if short != plain(name)}
+        self.named_by = {"algo._target_", *(key for keys in keys_of.values() for key in keys)}
+        place = {run: (names[env_of[run]], names[group_of[run]]) for run in runs}
+        last = {(place[run], run.seed): run for run in sorted(runs, key=lambda run: (run.finished, run.name))}
+        kept = [run for run in sorted(runs, key=lambda run: run.seed) if last[place[run], run.seed] is run]
+        self.repeated = [run for run in runs if run not in kept]
+        self.cells: dict[tuple[str, str], Cell] = {}
+        for (env, group), members in grouped(kept, place.__getitem__).items():
+            lost = [run for run in members if self.score(run) is None]
+            scores = np.array([self.score(run) for run in members if run not in lost], float)
+            losses = Counter(LOST.get(run.status, "unfinished") for run in lost)
+            self.cells[env, group] = Cell(env, group, members, scores, losses)
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -121,7 +142,10 @@ class Study:
         return max(run.settings["total_steps"] for cell in self.cells_in(env) for run in cell.runs)
 
     def score(self, run: RunRecord) -> float | None:
-        return score_of(run, self.tag, self.final)
+        """The value of the tag, only if the run came to its end."""
+        if not run.finished:
+            return None
+        return run.result.get(self.tag) if self.final else run.at_end(self.tag)
 
     def scores(self, env: str, group: str) -> Array:
         """Final scores [seeds] of the runs that have one."""
@@ -138,51 +162,10 @@ class Study:
         return [cell for cell in cells if not cell.never_updated and len(cell.scores) == 1 and len(cells) > 1]
 
 
-def score_of(run: RunRecord, tag: str, final: bool) -> float | None:
-    """The value of the tag, only if the run came to its end."""
-    if not run.finished:
-        return None
-    return run.result.get(tag) if final else run.at_end(tag)
-
-
 def thinned(steps: Array, *others: Array) -> list[Array]:
     """At most POINTS of the points, evenly spread, the ends among them."""
     index = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int))
     return [values[index] for values in (steps, *others)]
-
-
-def study_of(runs: Sequence[RunRecord], tag: str) -> Study:
-    """Group the runs; a repeated (environment, group, seed) keeps its last finished run only."""
-    _check(runs, tag)
-    final = any(tag in run.result for run in runs)
-    env_of: dict[RunRecord, str] = {}
-    for env_id, same in grouped(runs, lambda run: run.env_id).items():
-        keys = sorted(key for key in varying(same) if key.startswith("env.") and key != "env.id")
-        env_of |= {run: ", ".join([env_id, *_terms(run, keys)]) for run in same}
-    keys_of = {algo: _telling_keys(same, env_of) for algo, same in grouped(runs, lambda run: run.algo).items()}
-    group_of = {}
-    for run in runs:
-        terms = _terms(run, keys_of[run.algo])
-        group_of[run] = ", ".join([run.algo, *terms] if len(keys_of) > 1 or not terms else terms)
-    envs, groups = in_order(env_of.values()), in_order(group_of.values())
-    names = shown(envs) | shown(groups)
-    by_seed = sorted(runs, key=lambda run: run.seed)
-    kept, repeated = [], []
-    for slot in grouped(by_seed, lambda run: (env_of[run], group_of[run], run.seed)).values():
-        *others, last = sorted(slot, key=lambda run: (run.finished, run.name))
-        kept.append(last)
-        repeated += others
-    cells = {}
-    for (env, group), members in grouped(kept, lambda run: (names[env_of[run]], names[group_of[run]])).items():
-        scores = {run: score_of(run, tag, final) for run in members}
-        losses = Counter(LOST.get(run.status, "unfinished") for run in members if scores[run] is None)
-        found = np.array([score for score in scores.values() if score is not None])
-        cells[env, group] = Cell(env, group, members, found, losses)
-    named_by = {"algo._target_", *(key for keys in keys_of.values() for key in keys)}
-    cut = {short: plain(name) for name, short in names.items() if short != plain(name)}
-    return Study(
-        cells, [names[env] for env in envs], [names[group] for group in groups], repeated, tag, final, named_by, cut
-    )
 
 
 def _check(runs: Sequence[RunRecord], tag: str) -> None:
