@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse("report", argv)
     reference = read_reference(options.reference, options.method) if options.reference else Reference()
     findings = Findings(options.directories, options.tag, reference)
-    out = options.out or _shared_parent(options.directories) / "report"
+    shared = os.path.commonpath([directory.resolve() for directory in options.directories])
+    out = options.out or Path(shared, "report")
     try:
         page = write(findings, out, options.title or default_title(options.directories))
         if options.markdown:
@@ -61,7 +62,3 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; see --out") from error
     print(as_text(findings), f"\nReport: {page}", sep="\n")
     return 0
-
-
-def _shared_parent(directories: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([directory.resolve() for directory in directories]))

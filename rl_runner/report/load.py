@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -22,7 +23,7 @@ from rl_runner.rundir import CHECKPOINT, CONFIG, METRICS, RESULT, SEARCH, STATUS
 Array = NDArray[np.float64]
 
 BEGUN = {METRICS, RESULT, STATUS, CHECKPOINT}  # one of them lies in every run directory
-STATES = {"running", "finished", "failed", "interrupted", "queued", "pruned"}
+STATES = ("running", "finished", "failed", "interrupted", "queued", "pruned")
 LARGEST = 64 * 1024  # bytes of a config.yaml: ours have three thousand
 END = 0.9  # of its steps have passed when a run's end begins
 
@@ -66,10 +67,6 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
-
-    @property
-    def tags(self) -> set[str]:
-        return {tag for tag in self.result if "/" in tag} | set(self.curves)
 
     def at_end(self, tag: str) -> float | None:
         """The mean of what was logged of a tag in the last tenth of the steps, or the last value before it."""
@@ -154,8 +151,12 @@ def collect(directories: Sequence[Path]) -> Collection:
         (name, reason), *others = unreadable.items()
         more = f", and {len(others)} more" if others else ""
         raise UserError(f"no run in {where} can be read: {name}: {reason}{more}")
-    searches = [_read_search(path) for path, names in inside.items() if SEARCH in names]
-    return Collection(runs, unreadable, [search for search in searches if search])
+    searches = []
+    for path in (path for path, names in inside.items() if SEARCH in names):
+        with suppress(ValidationError):  # of another program's file
+            record = read_json(path / SEARCH) | {"name": plain(path.name)}
+            searches.append(SearchRecord.model_validate(record))
+    return Collection(runs, unreadable, searches)
 
 
 def _walk(directories: Sequence[Path]) -> tuple[dict[Path, set[str]], dict[Path, str]]:
@@ -186,23 +187,15 @@ def _walk(directories: Sequence[Path]) -> tuple[dict[Path, set[str]], dict[Path,
     return dict(sorted(found.values(), key=lambda item: item[0])), unreadable
 
 
-def _read_search(path: Path) -> SearchRecord | None:
-    try:
-        return SearchRecord.model_validate(read_json(path / SEARCH) | {"name": plain(path.name)})
-    except ValidationError:
-        return None  # another program's file
-
-
 def _read_run(directory: Path, name: str) -> RunRecord:
     """Read one run directory; ValueError if its config.yaml is not one of ours."""
     settings = YOUNGER | _read_settings(directory / CONFIG)
-    status = read_json(directory / STATUS)
-    result = _numbers(read_json(directory / RESULT))
+    status, result = read_json(directory / STATUS), _numbers(read_json(directory / RESULT))
     state = status.get("state") or ("finished" if result else "unknown")
     lines = str(status.get("error") or "").strip().splitlines()
     error = plain(lines[-1])[:300] if lines else ""
-    known = state if isinstance(state, str) and state in STATES else "unknown"
-    return RunRecord(name, directory, settings, known, error, result, read_curves(directory / METRICS))
+    state = state if state in STATES else "unknown"
+    return RunRecord(name, directory, settings, state, error, result, read_curves(directory / METRICS))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -217,17 +210,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
     config = yaml.safe_load(text)
     if not isinstance(config, Mapping):
         raise ValueError(f"{CONFIG} holds no mapping")
-    settings = flatten(config)
+    settings = flatten(config) | {"command": []}
+    with suppress(ValueError):  # of a line that is no command
+        settings["command"] = command_line_of(text)
     for whole in ("seed", "total_steps"):
         if type(settings.get(whole)) is not int:
             raise ValueError(f"{CONFIG} has no whole number as {whole}")
     for part, keys in {"algo": ("chosen.algo", "algo._target_"), "env": ("env.id", "chosen.env")}.items():
         if not any(isinstance(settings.get(key), str) for key in keys):
             raise ValueError(f"{CONFIG} names no {part}")
-    try:
-        return settings | {"command": command_line_of(text)}
-    except ValueError:
-        return settings | {"command": []}
+    return settings
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

@@ -282,12 +282,12 @@ def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
 def _themed(svg: str, alt: str) -> str:
     """Matplotlib's SVG for a page: colours as variables, no repeated ids, no XML prologue, paths to two decimals."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", lambda tag: _themed_tag(tag[0]), svg)  # and not the names between the tags
+    svg = re.sub(r"<[^>]*>", _themed_tag, svg)  # and not the names between the tags
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
 
 
-def _themed_tag(tag: str) -> str:
-    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)
+def _themed_tag(found: re.Match[str]) -> str:
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", found[0])
     tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), tag)
     for ink in INKS:
         tag = tag.replace(ink.light, f"var(--{ink.name})")

@@ -105,11 +105,8 @@ def difference_interval(
     quantile = critical(df, groups, LEVEL ** (1 / environments))
     if sizes.min() < BOOTSTRAP_FROM:
         return difference - quantile * np.sqrt(total), difference + quantile * np.sqrt(total)
-
-    def difference_of_means(x: Array, y: Array, axis: int) -> Array:
-        return np.mean(x, axis=axis) - np.mean(y, axis=axis)
-
-    return _bootstrap([better, other], difference_of_means, _widened(quantile, sizes.min()), resamples)
+    level = _widened(quantile, sizes.min())
+    return _bootstrap([better, other], lambda x, y, axis: x.mean(axis) - y.mean(axis), level, resamples)
 
 
 def critical(df: float | Array, groups: int = 2, level: float = LEVEL) -> Array:

@@ -170,13 +170,17 @@ def thinned(steps: Array, *others: Array) -> list[Array]:
 
 def _check(runs: Sequence[RunRecord], tag: str) -> None:
     """UserError if no run has the tag, with those that there are."""
-    tags = {name for run in runs if run.finished for name in run.tags} or {name for run in runs for name in run.tags}
+    tags = _tags([run for run in runs if run.finished]) or _tags(runs)
     if not tags or tag in tags:
         return
-    known = ", ".join(plain(name) for name in sorted(tags))
+    offered = ", ".join(plain(name) for name in sorted(tags))
     if tag.startswith("eval/") and not any(name.startswith("eval/") for name in tags):
-        raise UserError(f"no run has been evaluated yet; choose with --tag from {known}")
-    raise UserError(f"no run has the tag {tag}; there are {known}")
+        raise UserError(f"no run has been evaluated yet; choose with --tag from {offered}")
+    raise UserError(f"no run has the tag {tag}; there are {offered}")
+
+
+def _tags(runs: Sequence[RunRecord]) -> set[str]:
+    return {name for run in runs for name in [*run.result, *run.curves] if "/" in name or name in run.curves}
 
 
 def _telling_keys(runs: Sequence[RunRecord], env_of: dict[RunRecord, str]) -> list[str]:

@@ -16,6 +16,7 @@ from rl_runner.rundir import SWEEP, read_json
 
 NONE = "–"
 MARKDOWN = re.compile(r"[\\`*<$~&|#>]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^[-+](?=\s)|(?<=^\d)[.)](?=\s)", re.MULTILINE)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet takes for one
 MOST_TRIALS = 10
 
 Value = str | int | float | None
@@ -68,13 +69,12 @@ class Table:
 
     def write_csv(self, path: Path) -> None:
         """Write all columns, numbers in full precision, and no text that a spreadsheet takes for a formula."""
-        formula = ("=", "+", "-", "@", "\t", "\r")
-        rows = [
-            [f"'{value}" if isinstance(value, str) and value.startswith(formula) else value for value in row]
-            for row in [self.head, *self.rows]
-        ]
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file).writerows(map(_spreadsheet_safe, row) for row in [self.head, *self.rows])
+
+
+def _spreadsheet_safe(value: Value) -> Value:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def results(study: Study, env: str, reference: Reference, comparisons: Comparisons) -> Table:
