@@ -25,10 +25,18 @@ from rl_runner.report.statistics import coverage
 from rl_runner.report.study import LOSSES, Study, shown, unnamed_differences
 from rl_runner.report.tables import Table, markdown_escaped
 
+
+def prose(text: str) -> Markup:
+    """Escaped text with true minus signs, and intervals that no line breaks."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", html.escape(text, quote=False).strip())
+    return Markup(re.sub(r"(?<=\d), (?=[−\d])", ",\u00a0", text.replace(" [", "\u00a0[")))
+
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(), trim_blocks=True,
     lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
+TEMPLATES.filters |= {"prose": prose, "md": markdown_escaped}
 
 
 class Section(NamedTuple):
@@ -137,15 +145,6 @@ def write(findings: Findings, out: Path, title: str) -> Path:
     for name, table in (named | folded).items():
         table.write_csv(out / f"{name.lower().replace(' ', '_')}.csv")
     return out / "index.html"
-
-
-def prose(text: str) -> Markup:
-    """Escaped text with true minus signs, and intervals that no line breaks."""
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", html.escape(text, quote=False).strip())
-    return Markup(re.sub(r"(?<=\d), (?=[−\d])", ",\u00a0", text.replace(" [", "\u00a0[")))
-
-
-TEMPLATES.filters |= {"prose": prose, "md": markdown_escaped}
 
 
 def _sections(findings: Findings, studio: Studio) -> Iterator[Section]:
