@@ -205,9 +205,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{CONFIG} has {path.stat().st_size} bytes")
     text = path.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise ValueError(f"{CONFIG} has aliases")  # which can stand for any number of values, and are not ours
-    config = yaml.safe_load(text)
     if not isinstance(config, Mapping):
         raise ValueError(f"{CONFIG} holds no mapping")
     settings = flatten(config) | {"command": []}
