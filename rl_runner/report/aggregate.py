@@ -88,11 +88,6 @@ class Aggregate:
     thresholds: Array
     profiles: dict[str, Array]
 
-    @property
-    def clear(self) -> bool:
-        """Whether the best one can be told from every other."""
-        return all(interval.low > 0.5 for _, interval in self.improvement.values())
-
     def scale(self, envs: Sequence[str]) -> str:
         """Which of `envs` are left out, and what counts as 0 and 1."""
         out = [env for env in envs if env not in self.envs]
@@ -111,13 +106,12 @@ def aggregate(study: Study, reference: Reference) -> Aggregate | None:
     if len(envs) < 2 or len(groups) < 2:
         return None
     scores = {group: [study.scores(env, group) for env in envs] for group in groups}
-    known = {env: without_version(env) for env in envs if without_version(env) in reference.anchors}
+    known = {env: reference.anchors[name] for env in envs if (name := without_version(env)) in reference.anchors}
     anchored = known if len(known) > 1 else {}
-    normalised: dict[str, list[Array]] = {group: [] for group in groups if anchored}
-    for group, values in normalised.items():
-        for env, name in anchored.items():
-            zero, one = reference.anchors[name]
-            values.append((study.scores(env, group) - zero) / (one - zero))
+    normalised: dict[str, list[Array]] = {}
+    for group in groups if anchored else ():
+        ends = anchored.items()
+        normalised[group] = [(study.scores(env, group) - zero) / (one - zero) for env, (zero, one) in ends]
     estimates = {group: iqm(values) for group, values in normalised.items()}
     ranked = dict(sorted(estimates.items(), key=lambda item: -item[1][0]))
     best = next(iter(ranked), None) or max(groups, key=lambda group: _wins(scores, group))

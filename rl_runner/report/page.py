@@ -168,8 +168,7 @@ def _sections(findings: Findings, studio: Studio) -> Iterator[Section]:
         behind = [tag for tag in DIAGNOSTICS if tag in present and tag != study.tag]
         more = [studio.curves(env, tag, DIAGNOSTICS[tag]) for tag in behind]
         yield Section(env, "", answers, results[env], pictures, more)
-    note = "Training only, evaluation excluded; means over finished runs."
-    yield Section("Speed", note, table=tables.speed(study))
+    yield Section("Speed", "Training only, evaluation excluded; means over finished runs.", table=tables.speed(study))
     lost = tables.failed_runs(study, findings.collection)
     if lost.rows:
         yield Section("Failed and unfinished runs", table=lost)

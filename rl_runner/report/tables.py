@@ -190,11 +190,15 @@ def differences(comparisons: Comparisons) -> Table:
 
 
 def across(aggregate: Aggregate, tag: str) -> Table:
-    """The probability that the best group beats another, and the interquartile mean where there is a scale."""
+    """The probability that the best group beats another, and the interquartile mean where there is a scale.
+
+    The best group stands out only where it can be told from every other.
+    """
     head = ["group", f"P(the first {words_for(tag).beats} it)", "95 % interval", "IQM", "95 % interval"]
     ranked = list(aggregate.iqm) or [aggregate.best, *aggregate.improvement]
     rows = [[group, *_share(aggregate.improvement.get(group)), *_share(aggregate.iqm.get(group))] for group in ranked]
-    return Table(head, rows, strong=frozenset([0] if aggregate.clear else []))
+    clear = all(interval.low > 0.5 for _, interval in aggregate.improvement.values())
+    return Table(head, rows, strong=frozenset([0] if clear else []))
 
 
 def _share(estimate: Estimate | None) -> list[Value]:
