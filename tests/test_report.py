@@ -3,6 +3,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,21 @@ from scipy import stats
 
 from rl_runner.errors import UserError
 from rl_runner.report import main, statistics, summary, write_report
-from rl_runner.report.aggregate import aggregate
-from rl_runner.report.build import find
-from rl_runner.report.reference import Reference, read_reference
-from rl_runner.report.sentences import RETURNS, compare
-from rl_runner.report.statistics import Normalisation
+from rl_runner.report.aggregate import Reference, aggregate, read_reference
+from rl_runner.report.page import Findings
+from rl_runner.report.sentences import RETURNS, Comparison
+from rl_runner.report.study import Cell
 
 
 def study_of(*directories: Path):
-    return find(directories, TAG, Reference()).study
+    return Findings(directories, TAG, Reference()).study
+
+
+def compared(leader: str, scores: dict[str, np.ndarray], groups: int = 2, environments: int = 1) -> list[Comparison]:
+    """The leader against each of the others."""
+    cells = {name: Cell("CartPole-v1", name, [], values, Counter()) for name, values in scores.items()}
+    others = [cell for name, cell in cells.items() if name != leader]
+    return [Comparison(cells[leader], other, RETURNS, groups, environments) for other in others]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -97,14 +104,14 @@ def test_no_false_win_among_many_environments(tmp_path: Path):
     for _ in range(200):
         scores = [{"a": rng.normal(size=5), "b": rng.normal(size=5)} for _ in range(6)]
         for environments in wrong:
-            found = [compare("a", one, ["b"], RETURNS, 2, environments)[0] for one in scores]
+            found = [compared("a", one, 2, environments)[0] for one in scores]
             wrong[environments] += any(comparison.decided for comparison in found)
     assert wrong[6] / 200 <= 0.07
     assert wrong[1] / 200 > 0.15
     for env in "ABC":
         write_group(tmp_path, [1.0, 2, 4], "dqn", f"{env}-v0")
         write_group(tmp_path, [3.0, 5, 9], "sac", f"{env}-v0")
-    shown = find([tmp_path], TAG, Reference()).comparisons["B-v0"][0].interval
+    shown = Findings([tmp_path], TAG, Reference()).comparisons["B-v0"][0].interval
     assert shown == statistics.difference_interval(np.array([3.0, 5, 9]), np.array([1.0, 2, 4]), 2, environments=3)
 
 
@@ -125,7 +132,7 @@ def test_no_false_winner_among_many_equal_groups():
     for _ in range(200):
         scores = {str(i): rng.normal(0, 1, 10) for i in range(6)}
         best = max(scores, key=lambda name: scores[name].mean())
-        wrong += any(c.decided for c in compare(best, scores, [name for name in scores if name != best], RETURNS, 6))
+        wrong += any(comparison.decided for comparison in compared(best, scores, 6))
     assert wrong / 200 <= 0.08
 
 
@@ -134,8 +141,8 @@ def test_the_best_of_our_groups_against_published_scores_is_chosen_too(tmp_path:
     for i, name in enumerate(("dqn", "ddqn", "td3", "sac")):
         write_group(tmp_path, [90 + 3 * i, 100 + 3 * i, 110 + 3 * i], name)
     published = {name: np.array(scores) for name, scores in {"A": [70.0, 72.0, 74.0], "B": [60.0, 61.0, 65.0]}.items()}
-    reference = Reference({("CartPole", name): {1000: scores} for name, scores in published.items()})
-    against_a, against_b = find([tmp_path], "eval/return_mean", reference).published["CartPole-v1"]
+    reference = Reference({"CartPole": {name: {1000: scores} for name, scores in published.items()}})
+    against_a, against_b = Findings([tmp_path], "eval/return_mean", reference).published["CartPole-v1"]
     ours = np.array([99.0, 109.0, 119.0])
     assert against_a.interval == statistics.difference_interval(ours, published["A"], 6)
     assert against_b.interval == statistics.difference_interval(ours, published["B"], 6)
@@ -166,15 +173,17 @@ def test_better_and_not_distinguishable():
         "dqn": np.array([61.0, 60.0, 59.0]),
         "td3": np.array([0.0, 90, 180]),
     }
-    assert compare("ddqn", scores, ["dqn"], RETURNS, 2)[0].sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
+    better, open_case = compared("ddqn", scores)
+    assert better.sentence() == "ddqn is better than dqn: +40.0 [37.7, 42.3]."
     # variance of td3 is 8100: half width = t(0.975, 2.0015) * sqrt(1 / 3 + 2700) = 4.3 * 51.96
-    open_case = compare("ddqn", scores, ["td3"], RETURNS, 2)[0]
     assert not open_case.decided
     assert open_case.sentence() == "ddqn and td3 are not distinguishable with 3 seeds: +10 [-214, 234]."
 
 
-def test_one_score_is_no_comparison():
-    assert compare("a", {"a": np.array([3.0]), "b": np.array([1.0, 2.0])}, ["b"], RETURNS, 2) == []
+def test_one_score_is_no_comparison(tmp_path: Path):
+    write_group(tmp_path, [3.0], "a")
+    write_group(tmp_path, [1.0, 2.0], "b")
+    assert Findings([tmp_path], TAG, Reference()).comparisons == {"CartPole-v1": []}
 
 
 def test_headline_for_two_algorithms(tmp_path: Path):
@@ -211,8 +220,8 @@ def test_more_of_a_bias_is_higher_and_not_better(tmp_path: Path):
     assert "lowest to highest" in text
     assert "9.0 to 11.0" in text
     assert "better" not in text
-    published = Reference({("CartPole", "DDPG"): {1000: np.array([1.0, 2.0])}})
-    assert find([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
+    published = Reference({"CartPole": {"DDPG": {1000: np.array([1.0, 2.0])}}})
+    assert Findings([tmp_path], "eval/q_bias", published).published == {"CartPole-v1": []}, "a bias beside returns"
 
 
 # Grouping
@@ -274,7 +283,7 @@ def test_a_repeated_run_counts_once(tmp_path: Path):
     write_run(tmp_path / "1", score=10)
     write_run(tmp_path / "2", score=20)
     write_run(tmp_path / "3", score=None, status="failed")
-    findings = find([tmp_path], TAG, Reference())
+    findings = Findings([tmp_path], TAG, Reference())
     assert findings.study.scores("CartPole-v1", "dqn") == [20]
     assert "2 repeated runs" in findings.warning
 
@@ -366,7 +375,7 @@ def test_aggregate_over_environments(tmp_path: Path):
     assert result.best == "sac"
     assert result.improvement["dqn"][0] == (0.5 + 1 + 1 + 1) / 4
     assert result.iqm == {}, "the extremes of these runs are no scale"
-    result = aggregate(study, Reference(anchors={"A": Normalisation(0, 100), "B": Normalisation(-1000, 0)}))
+    result = aggregate(study, Reference(anchors={"A": (0, 100), "B": (-1000, 0)}))
     assert {group: value for group, (value, _) in result.iqm.items()} == {"sac": 0.75, "dqn": 0.25}
     assert result.profiles["sac"][0] == 1
     assert result.profiles["sac"][100] == 0.5

@@ -11,8 +11,8 @@ from reporting import TAG, write_group, write_run
 
 from rl_runner.errors import UserError
 from rl_runner.report import main, summary
-from rl_runner.report.build import Findings, find
-from rl_runner.report.reference import Reference, read_reference
+from rl_runner.report.aggregate import Reference, read_reference
+from rl_runner.report.page import Findings
 
 BOMB = "a: &a [1, 2, 3]\n" + "".join(
     f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in itertools.pairwise("abcdefghijk")
@@ -20,7 +20,11 @@ BOMB = "a: &a [1, 2, 3]\n" + "".join(
 
 
 def findings(*directories: Path, tag: str = TAG) -> Findings:
-    return find(directories, tag, Reference())
+    return Findings(directories, tag, Reference())
+
+
+def sentences(findings: Findings, env: str) -> list[str]:
+    return [sentence for sentence, _ in findings.answers(env)]
 
 
 def make_fifo(path: Path) -> None:
@@ -175,9 +179,9 @@ def test_a_damaged_search_is_left_out(good: Path):
     ]):  # fmt: skip
         (good / str(i)).mkdir()
         (good / str(i) / "search.json").write_text(json.dumps(record))
-    assert findings(good).searches == []
+    assert findings(good).collection.searches == []
     (good / "0/search.json").write_text(json.dumps({"trials": [trial], "importance": {}}))
-    assert [search.name for search in findings(good).searches] == ["0"]
+    assert [search.name for search in findings(good).collection.searches] == ["0"]
 
 
 # Links
@@ -277,7 +281,7 @@ def test_a_damaged_reference_is_one_line(tmp_path: Path, content: str):
 def test_one_published_score_is_drawn_and_not_compared(good: Path):
     (good / "r.json").write_text(json.dumps({"scores": {"A": {"CartPole": {"500": [1.0], "1000": [2.0]}}}}))
     reference = read_reference(good / "r.json", [])
-    assert find([good], TAG, reference).published == {"CartPole-v1": []}
+    assert Findings([good], TAG, reference).published == {"CartPole-v1": []}
     assert main([str(good), "--reference", str(good / "r.json")]) == 0
 
 
@@ -293,7 +297,7 @@ def test_a_failed_seed_is_said_beside_every_verdict(tmp_path: Path):
     said = "counting only seeds with a score (dqn: 2 of 6 failed, 1 unfinished)"
     found = findings(tmp_path)
     assert found.headline == f"ddqn is the best of 3 on CartPole-v1, {said}."
-    against_dqn, against_sac = found.sentences()["CartPole-v1"]
+    against_dqn, against_sac = sentences(found, "CartPole-v1")
     assert against_dqn.startswith(f"ddqn is better than dqn, {said}: +40")
     assert against_sac.startswith("ddqn is better than sac: +80")
     for path in tmp_path.glob("*sac*"):
@@ -311,7 +315,7 @@ def test_a_group_whose_seeds_all_failed_is_no_silent_victory(tmp_path: Path):
         write_run(tmp_path / f"lost{seed}", "dqn", seed=seed, score=None, status="failed")
     found = findings(tmp_path)
     assert found.headline.endswith("(3 seeds), counting only seeds with a score (dqn: 3 of 3 failed).")
-    assert found.sentences()["CartPole-v1"] == ["dqn has no score: 3 of 3 failed."]
+    assert sentences(found, "CartPole-v1") == ["dqn has no score: 3 of 3 failed."]
 
 
 def test_one_seed_makes_no_comparison(tmp_path: Path):
@@ -323,9 +327,11 @@ def test_one_seed_makes_no_comparison(tmp_path: Path):
     for algo in ("dqn", "ddqn"):
         write_run(tmp_path / f"{algo}1", algo, seed=1, score=2.0)
     found = findings(tmp_path)
-    assert [(c.leader, c.other) for c in found.comparisons["CartPole-v1"]] == [("ddqn", "dqn")], "and not sac"
+    assert [(c.leader.group, c.other.group) for c in found.comparisons["CartPole-v1"]] == [("ddqn", "dqn")], (
+        "and not sac"
+    )
     assert found.headline.endswith(", leaving out sac (one seed).")
-    assert "One seed makes no comparison: sac." in found.sentences()["CartPole-v1"]
+    assert "One seed makes no comparison: sac." in sentences(found, "CartPole-v1")
 
 
 def never_update(*runs: Path) -> None:
@@ -345,7 +351,7 @@ def test_runs_that_never_updated_get_no_verdict(tmp_path: Path):
     assert "leaving out q_learning on A-v0 (never updated)" in found.headline
     assert "q_learning reaches" not in found.headline
     said = "No verdict on q_learning: never updated (learning_starts above total_steps?)."
-    assert found.sentences()["A-v0"] == [said]
+    assert sentences(found, "A-v0") == [said]
     never_update(*tmp_path.glob("*ddqn*"))
     main([str(tmp_path)])
     page = (tmp_path / "report/index.html").read_text()

@@ -21,9 +21,8 @@ import yaml
 
 from rl_runner.persistence import CONFIG, METRICS, RESULT
 from rl_runner.report import SCORE
-from rl_runner.report.build import find, write
-from rl_runner.report.markdown import markdown
-from rl_runner.report.reference import Reference, read_reference
+from rl_runner.report.aggregate import Reference, read_reference
+from rl_runner.report.page import Findings, write
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "results.md"
@@ -75,10 +74,10 @@ def made(name: str, tag: str) -> str:
         runs, report = Path(scratch, "runs"), Path(scratch, "report")
         runs.mkdir()
         unpack(HERE / f"{name}.jsonl", runs)
-        findings = find([runs], tag, reference)
+        findings = Findings([runs], tag, reference)
         write(findings, report, name)
         shutil.copy(report / "curves.png", picture)
-    return markdown(findings, picture, PAGE.parent)
+    return findings.markdown(picture, PAGE.parent)
 
 
 def main(words: list[str]) -> None:

@@ -1,30 +1,40 @@
-"""Run directories read as they lie there: finished, cut, failed, still running, damaged, or not ours at all."""
+"""Directories read as they lie there: runs finished, cut, failed, still running, damaged, or not ours at all."""
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError, model_validator
+from tqdm import tqdm
 
 from rl_runner.config.schema import DEFAULTS_ADDED_LATER
 from rl_runner.errors import UserError
-from rl_runner.persistence import CHECKPOINT, CONFIG, METRICS, RESULT, STATUS, command_line_of, flatten, read_json
-from rl_runner.report.names import plain
-from rl_runner.report.places import places
-from rl_runner.report.progress import progress
+from rl_runner.persistence import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    RESULT,
+    SEARCH,
+    STATUS,
+    command_line_of,
+    flatten,
+    read_json,
+)
 
 Array = NDArray[np.float64]
 
 BEGUN = {METRICS, RESULT, STATUS, CHECKPOINT}  # one of them lies in every run directory
-STATES = {"running", "finished", "failed", "interrupted", "queued", "pruned"}
+STATES = ("running", "finished", "failed", "interrupted", "queued", "pruned")
 LARGEST = 64 * 1024  # bytes of a config.yaml: ours have three thousand
-MOST_VALUES = 10_000  # in a config.yaml, whose aliases may stand for any number of them
 END = 0.9  # of its steps have passed when a run's end begins
 
 
@@ -35,10 +45,11 @@ class Curve(NamedTuple):
     values: Array
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one run directory says; `settings` is config.yaml with dotted keys, `name` its path among the others.
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What one run directory says.
 
+    `name`: its path among the others. `settings`: config.yaml with dotted keys, and the command's words as `command`.
     `result`: the numbers of result.json.
     """
 
@@ -67,14 +78,6 @@ class Run:
     def finished(self) -> bool:
         return self.status == "finished"
 
-    @property
-    def never_updated(self) -> bool:
-        return self.finished and self.result.get("updates") == 0
-
-    @property
-    def tags(self) -> set[str]:
-        return {tag for tag in self.result if "/" in tag} | set(self.curves)
-
     def at_end(self, tag: str) -> float | None:
         """The mean of what was logged of a tag in the last tenth of the steps, or the last value before it."""
         if tag not in self.curves:
@@ -85,107 +88,148 @@ class Run:
         return float(late.mean() if len(late) else values[-1])
 
 
+class SearchTrial(BaseModel, strict=True):
+    """A trial of a search; `value` is its score."""
+
+    number: int
+    state: str
+    value: float | None
+    params: dict[Any, Any]  # by name, which pydantic may take for no unicode
+
+    @model_validator(mode="after")
+    def _finished_with_a_score(self) -> Self:
+        if self.state == "complete" and self.value is None:
+            raise ValueError("a finished trial has a score")
+        return self
+
+
+class SearchRecord(BaseModel, strict=True):
+    """What a search over hyperparameters has found: its trials, and the share of each hyperparameter."""
+
+    name: str
+    trials: list[SearchTrial]
+    importance: dict[Any, float]
+
+    @property
+    def ranked(self) -> list[SearchTrial]:
+        """The trials that finished, the best one first."""
+        finished = [trial for trial in self.trials if trial.state == "complete"]
+        return sorted(finished, key=lambda trial: trial.value or 0, reverse=True)
+
+
 class Collection(NamedTuple):
     """Everything that was found under the given directories."""
 
-    runs: list[Run]
+    runs: list[RunRecord]
     unreadable: dict[str, str]
+    searches: list[SearchRecord]
+
+
+def plain(text: str) -> str:
+    """The text on one line of printable characters."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def short_hash(name: str) -> str:
+    """Six digits that stand for the rest of a name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
 
 
 def collect(directories: Sequence[Path]) -> Collection:
-    """Read every run at or below the directories; a broken or foreign one is named, never fatal."""
-    names, closed = places(directories)
-    begun = [path for path, inside in names.items() if inside & BEGUN]
-    paths = [path for path in begun if CONFIG in names[path]]
-    headless = [path for path in begun if CONFIG not in names[path] and names[path] & {METRICS, RESULT}]
-    reasons = closed | dict.fromkeys(headless, f"it has no {CONFIG}")
+    """Read every run and search at or below the directories; UserError if there is no run that can be read."""
+    inside, reasons = _walk(directories)
+    paths = []
+    for path, names in inside.items():
+        if names & BEGUN and CONFIG in names:
+            paths.append(path)
+        elif names & {METRICS, RESULT}:
+            reasons[path] = f"it has no {CONFIG}"
     where = ", ".join(str(directory) for directory in directories)
     if not paths and not reasons:
         raise UserError(f"no run in {where}: give a run's directory, a sweep's, or a folder that holds some")
     root = os.path.commonpath([path.parent for path in [*paths, *reasons]])
     named = {path: plain(path.relative_to(root).as_posix()) for path in [*paths, *reasons]}
     runs = []
-    for path in progress(paths, "Reading runs"):
+    for path in tqdm(paths, "Reading runs", leave=False, disable=None):
         try:
-            runs.append(read_run(path, named[path]))
+            runs.append(_read_run(path, named[path]))
         except Exception as error:  # whatever a stranger's file makes of our readers
-            reasons[path] = reason_of(error)
+            line = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+            reasons[path] = plain(line)[:200] or type(error).__name__
     unreadable = {named[path]: reasons[path] for path in sorted(reasons)}
     if not runs:
-        first, *others = unreadable.items()
+        (name, reason), *others = unreadable.items()
         more = f", and {len(others)} more" if others else ""
-        raise UserError(f"no run in {where} can be read: {first[0]}: {first[1]}{more}")
-    return Collection(runs, unreadable)
+        raise UserError(f"no run in {where} can be read: {name}: {reason}{more}")
+    searches = []
+    for path in (path for path, names in inside.items() if SEARCH in names):
+        with suppress(ValidationError):  # of another program's file
+            record = read_json(path / SEARCH) | {"name": plain(path.name)}
+            searches.append(SearchRecord.model_validate(record))
+    return Collection(runs, unreadable, searches)
 
 
-def reason_of(error: Exception) -> str:
-    """An error in one line."""
-    line = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-    return plain(line)[:200] or type(error).__name__
+def _walk(directories: Sequence[Path]) -> tuple[dict[Path, set[str]], dict[Path, str]]:
+    """What lies in every directory at or below, each but once; the directories that cannot be read, with the reason.
+
+    Links are followed, hidden directories passed over.
+    """
+    roots = []
+    for directory in directories:
+        try:
+            if not directory.is_dir():
+                raise UserError(f"{directory} is not a directory")
+            roots.append(directory.resolve())
+        except OSError as error:
+            raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+    found: dict[Path, tuple[Path, set[str]]] = {}
+    unreadable: dict[Path, str] = {}
+    for root in roots:
+        walk = os.walk(root, followlinks=True, onerror=lambda e: unreadable.update({Path(e.filename): str(e.strerror)}))
+        for here, folders, files in walk:
+            real = Path(os.path.realpath(here))
+            names = {*folders, *files}
+            # A loop of links, a second way to the same place, or a link to a folder that holds the given ones.
+            known = real in found or any(real in given.parents for given in roots)
+            folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+            if not known:
+                found[real] = (real if any(real.is_relative_to(given) for given in roots) else Path(here), names)
+    return dict(sorted(found.values(), key=lambda item: item[0])), unreadable
 
 
-def read_run(directory: Path, name: str) -> Run:
+def _read_run(directory: Path, name: str) -> RunRecord:
     """Read one run directory; ValueError if its config.yaml is not one of ours."""
-    text = _text(directory / CONFIG)
-    config = yaml.safe_load(text)
-    settings = DEFAULTS_ADDED_LATER | _checked(config) | {"command": _command(text)}
-    status = read_json(directory / STATUS)
-    result = _numbers(read_json(directory / RESULT))
+    settings = flatten(DEFAULTS_ADDED_LATER) | _read_settings(directory / CONFIG)
+    status, result = read_json(directory / STATUS), _numbers(read_json(directory / RESULT))
     state = status.get("state") or ("finished" if result else "unknown")
     lines = str(status.get("error") or "").strip().splitlines()
     error = plain(lines[-1])[:300] if lines else ""
-    known = state if isinstance(state, str) and state in STATES else "unknown"
-    return Run(name, directory, settings, known, error, result, read_curves(directory / METRICS))
+    state = state if state in STATES else "unknown"
+    return RunRecord(name, directory, settings, state, error, result, read_curves(directory / METRICS))
 
 
-def _text(path: Path) -> str:
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a config that has what a report needs, and its command."""
     if not path.is_file():
-        raise ValueError(f"{path.name} is not a file")
+        raise ValueError(f"{CONFIG} is not a file")
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
-    return path.read_text(encoding="utf-8")
-
-
-def _checked(config: Any) -> dict[str, Any]:
-    """The settings of a config that has what a report needs."""
+        raise ValueError(f"{CONFIG} has {path.stat().st_size} bytes")
+    text = path.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError(f"{CONFIG} has aliases")  # which can stand for any number of values, and are not ours
     if not isinstance(config, Mapping):
         raise ValueError(f"{CONFIG} holds no mapping")
-    waiting: list[Any] = [config]
-    seen = 0
-    while waiting:
-        tree = waiting.pop()
-        seen += len(tree)
-        if seen > MOST_VALUES:
-            raise ValueError(f"{CONFIG} holds more than {MOST_VALUES} values")
-        waiting += [value for value in (tree.values() if isinstance(tree, Mapping) else tree)
-                    if isinstance(value, Mapping | list | tuple | set)]  # fmt: skip
-    settings = flatten(config)
+    settings = flatten(config) | {"command": []}
+    with suppress(ValueError):  # of a line that is no command
+        settings["command"] = command_line_of(text)
     for whole in ("seed", "total_steps"):
-        if not isinstance(settings.get(whole), int) or isinstance(settings[whole], bool):
+        if type(settings.get(whole)) is not int:
             raise ValueError(f"{CONFIG} has no whole number as {whole}")
     for part, keys in {"algo": ("chosen.algo", "algo._target_"), "env": ("env.id", "chosen.env")}.items():
         if not any(isinstance(settings.get(key), str) for key in keys):
             raise ValueError(f"{CONFIG} names no {part}")
     return settings
-
-
-def _command(text: str) -> list[str]:
-    try:
-        return command_line_of(text)
-    except ValueError:
-        return []
-
-
-def _number(value: object) -> float | None:
-    """A JSON value as a number that can be drawn and averaged."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
-        return None
-    return float(value)
-
-
-def _numbers(row: Mapping[str, object]) -> dict[str, float]:
-    numbers = {name: _number(value) for name, value in row.items()}
-    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -202,9 +246,9 @@ def read_curves(path: Path) -> dict[str, Curve]:
             step = row.pop("step", math.nan)
             for tag, value in row.items() if step >= 0 else ():
                 points.setdefault(tag, {})[step] = value
-    return {tag: _curve(by_step) for tag, by_step in points.items()}
+    return {tag: Curve(*np.array(sorted(by_step.items())).T.copy()) for tag, by_step in points.items()}
 
 
-def _curve(by_step: dict[float, float]) -> Curve:
-    steps = np.array(sorted(by_step))
-    return Curve(steps, np.array([by_step[step] for step in steps]))
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a JSON object that can be drawn and averaged."""
+    return {key: float(value) for key, value in row.items() if type(value) in (int, float) and abs(value) < 1e100}

@@ -1,128 +1,215 @@
-"""The report as one HTML page that needs nothing but itself."""
+"""From runs to conclusions, and from these to one page that needs nothing but itself, to figures, CSV and Markdown."""
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from tqdm import tqdm
 
 from rl_runner import __version__
-from rl_runner.report.plots import Picture
-from rl_runner.report.sentences import Comparison
-from rl_runner.report.style import OTHER, Ink, css_variables
-from rl_runner.report.table import Table, prose
-
-SENTENCES = 6
-MOST_OPEN = 12  # rows of a table that is unfolded
-METHOD = """
-A score is a finished run's final evaluation, or, of a quantity that is not evaluated then, its mean over the last
-tenth of the run's steps (its last value where nothing was logged then). Failed and unfinished runs have none, so a
-group's mean speaks of its finished seeds only. Intervals cover 95 %: Student t below 20 seeds, beyond it the percentile
-bootstrap, widened for the small sample. Differences are Welch's below 20 seeds, bootstrapped from 20 on. With more
-than two groups they hold for all pairs at once (Games-Howell; with six groups of two or three seeds for 92 to 93 %),
-because which group is best is read off the same scores; with several environments for all of them at once (Šidák),
-because wins are counted. Intervals presume seeds that scatter about normally: what they cover otherwise stands at the
-foot of the page. “Better” (“higher” of what is no return) means that the interval of the difference excludes 0; one
-seed makes no comparison, and what never updated gets no verdict. Curves show the mean over finished seeds with its
-pointwise interval, from three seeds on; thin lines are seeds, dashed ones did not finish. Over several environments the
-probability of improvement, which holds for all pairs of groups at once, compares scores within each and needs no
-scale; the IQM is that of scores from random play (0) to a published score (1). Both resample seeds within their
-environment.
-"""
+from rl_runner.report import tables
+from rl_runner.report.aggregate import Reference, aggregate
+from rl_runner.report.load import SearchRecord, collect, plain
+from rl_runner.report.plots import DIAGNOSTICS, GROUPS, INKS, MUTED, OTHER, TEXT, Picture, Studio, row_name
+from rl_runner.report.sentences import IDLE, RETURNS, compare_all, enumerated, headline, missing_seeds, words_for
+from rl_runner.report.statistics import coverage
+from rl_runner.report.study import LOSSES, Study, shown, unnamed_differences
+from rl_runner.report.tables import Table, markdown_escaped
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading with its sentences, pictures and tables, in this order; then what unfolds."""
+def prose(text: str) -> Markup:
+    """Escaped text with true minus signs, and intervals that no line breaks."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", html.escape(text, quote=False).strip())
+    return Markup(re.sub(r"(?<=\d), (?=[−\d])", ",\u00a0", text.replace(" [", "\u00a0[")))
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(), trim_blocks=True,
+    lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
+TEMPLATES.filters |= {"prose": prose, "md": markdown_escaped}
+
+
+class Section(NamedTuple):
+    """A part of the page; `answers`: sentences, and whether they leave something open."""
 
     title: str
-    comparisons: Sequence[Comparison] = ()
-    aside: Sequence[str] = ()
     text: str = ""
-    pictures: Sequence[Picture] = ()
+    answers: Sequence[tuple[str, bool]] = ()
     table: Table | None = None
-    more_title: str = ""
+    pictures: Sequence[Picture] = ()
     more: Sequence[Picture] = ()
 
-    def html(self, anchor: str) -> str:
-        parts = [f"<h2>{html.escape(self.title)}</h2>"]
-        parts += [f"<p>{prose(self.text)}</p>"] if self.text else []
-        parts += [_answers(self.comparisons, self.aside)] if self.comparisons or self.aside else []
-        parts += [self.table.html()] if self.table else []
-        parts += [_figures(self.pictures)] if self.pictures else []
-        parts += [f"<h3>{html.escape(self.more_title)}</h3>{_figures(self.more)}"] if self.more else []
-        return f'<section id="{anchor}">{"".join(parts)}</section>'
+
+class Findings:
+    """All that is concluded from the runs at or below the directories, before anything is drawn."""
+
+    def __init__(self, directories: Sequence[Path], tag: str, reference: Reference):
+        self.collection = collect(directories)
+        self.study = Study(self.collection.runs, tag)
+        self.reference = reference if words_for(tag) is RETURNS else Reference()  # which holds returns
+        self.comparisons, self.published = compare_all(self.study, self.reference)
+        self.aggregate = aggregate(self.study, self.reference)
+        self.headline = headline(self.study, self.comparisons)
+
+    @property
+    def results(self) -> dict[str, Table]:
+        """The table of every environment."""
+        study = self.study
+        return {env: tables.results(study, env, self.reference, self.comparisons) for env in study.envs}
+
+    @property
+    def facts(self) -> str:
+        study = self.study
+        counts = {"run": len(study.runs), "group": len(study.groups), "environment": len(study.envs)}
+        facts = [f"{n} {noun}{'' if n == 1 else 's'}" for noun, n in counts.items()]
+        seeds = sorted({len(cell.scores) for cell in study.cells.values()})
+        spread = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+        facts.append(f"{spread} finished seed{'' if seeds[-1] == 1 else 's'} per group")
+        return " · ".join([*facts, f"score: {study.score_words}"])
+
+    @property
+    def warning(self) -> str:
+        """How many runs have no score, and how many were left out."""
+        unreadable, repeated = len(self.collection.unreadable), len(self.study.repeated)
+        counts = sum((cell.losses for cell in self.study.cells.values()), Counter())
+        parts = [f"{counts[loss]} {words}" for loss, words in LOSSES.items() if counts[loss]]
+        parts += [f"{unreadable} cannot be read"] if unreadable else []
+        losses = f"Of {len(self.study.runs) + unreadable} runs, {enumerated(parts, limit=5)}." if parts else ""
+        runs = f"{repeated} repeated run{'' if repeated == 1 else 's'}"
+        return f"{losses} {f'{runs} of a seed left out: the last one counts.' if repeated else ''}".strip()
+
+    @property
+    def differing(self) -> str:
+        """What differs between the groups beside what their names say."""
+        keys = unnamed_differences(self.study)
+        return f"The groups differ in {enumerated(keys, limit=8)}, too: see Settings that differ." if keys else ""
+
+    def answers(self, env: str) -> list[tuple[str, bool]]:
+        """Every conclusion of an environment in words, and of what there is none; each with whether it is open."""
+        found, cells, limit = [*self.comparisons[env], *self.published[env]], self.study.cells_in(env), 6
+        answers = [(comparison.sentence(), not comparison.decided) for comparison in found]
+        if idle := [cell.group for cell in cells if cell.never_updated]:
+            answers.append((f"No verdict on {enumerated(idle, limit)}: {IDLE}.", True))
+        if single := [cell.group for cell in self.study.single(env)]:
+            answers.append((f"One seed makes no comparison: {enumerated(single, limit)}.", True))
+        empty = [cell for cell in cells if not len(cell.scores) and len(cells) > 1]
+        return answers + [(f"{cell.group} has no score: {cell.shortfall}.", True) for cell in empty]
+
+    def markdown(self, picture: Path, beside: Path) -> str:
+        """Headline, one table, every conclusion and the curves, as Markdown; links are relative to `beside`."""
+        link = Path(os.path.relpath(picture, beside)).as_posix()
+        table = tables.results_in_markdown(self.study, self.reference)
+        return TEMPLATES.get_template("template.md").render(findings=self, table=table, link=link)
 
 
-@dataclass(frozen=True)
-class Page:
-    """Everything the page says."""
-
-    title: str
-    headline: str
-    facts: str
-    warning: str
-    differing: str
-    footnote: str
-    inks: dict[str, Ink]
-    sections: Sequence[Section]
-    folded: dict[str, Table]
-
-    def html(self) -> str:
-        template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-        sections = "".join(section.html(f"section-{i}") for i, section in enumerate(self.sections))
-        return template.substitute(
-            title=html.escape(self.title),
-            light=css_variables(dark=False),
-            dark=css_variables(dark=True),
-            headline=prose(self.headline),
-            facts=prose(self.facts),
-            warning=f'<p class="warning">{prose(self.warning)}</p>' if self.warning else "",
-            differing=f'<p class="facts">{prose(self.differing)}</p>' if self.differing else "",
-            footnote=f"<p>{prose(self.footnote)}</p>" if self.footnote else "",
-            legend=_legend(self.inks),
-            navigation=_navigation(self.sections) if len(self.sections) > 4 else "",
-            sections=sections + self._details(),
-            footer=f"Made by rl_runner {__version__}. Figures (PNG) and tables (CSV) lie beside this page.",
-        )
-
-    def _details(self) -> str:
-        folded = "".join(
-            f'<details class="long"{" open" if len(table.rows) <= MOST_OPEN else ""}>'
-            f"<summary>{html.escape(name)}</summary>{table.html()}</details>"
-            for name, table in self.folded.items()
-        )
-        how = f'<details><summary>How to read this</summary><p class="notes">{prose(METHOD)}</p></details>'
-        return f'<section id="details"><h2>Details</h2>{folded}{how}</section>'
+def write(findings: Findings, out: Path, title: str) -> Path:
+    """Write index.html, the PNGs and the CSVs; returns the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    study = findings.study
+    studio = Studio(study, findings.reference, out)
+    folded = {
+        "Settings that differ": tables.settings(study),
+        "Names in full": Table(["shown as", "in full"], list(study.cut.items()), names=2),
+        "Commands": tables.commands(study.runs),
+        "All runs": tables.every_run(study),
+    }
+    folded = {name: table for name, table in folded.items() if table.rows}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the PNGs' font has not; the page's has
+        sections = list(_sections(findings, studio))
+        studio.overview()
+    legend = {group: ink for group, ink in studio.inks.items() if ink != OTHER}
+    if len(legend) < len(study.groups):
+        legend[f"{len(study.groups) - len(legend)} other groups"] = OTHER
+    page = TEMPLATES.get_template("template.html").render(
+        findings=findings, title=plain(title), inks=INKS, legend=legend, sections=sections, folded=folded,
+        coverage=coverage(len(cell.runs) for cell in study.cells.values()), version=__version__,
+    )  # fmt: skip
+    (out / "index.html").write_text(page, encoding="utf-8")
+    named = {
+        "results": tables.results_in_full(study, findings.reference),
+        "differences": tables.differences(findings.comparisons),
+        "speed": tables.speed(study),
+        "curves": tables.curves(study),
+    }
+    for name, table in (named | folded).items():
+        table.write_csv(out / f"{name.lower().replace(' ', '_')}.csv")
+    return out / "index.html"
 
 
-def _answers(comparisons: Sequence[Comparison], aside: Sequence[str]) -> str:
-    items = [f"<li{'' if c.decided else ' class=open'}>{prose(c.sentence())}</li>" for c in comparisons]
-    items += [f"<li class=open>{prose(sentence)}</li>" for sentence in aside]
-    shown, folded = (items, []) if len(items) <= SENTENCES else (items[:SENTENCES], items[SENTENCES:])
-    rest = f"<details><summary>{len(folded)} more</summary>{_list(folded)}</details>" if folded else ""
-    return _list(shown) + rest
+def _sections(findings: Findings, studio: Studio) -> Iterator[Section]:
+    study, results = findings.study, findings.results
+    for search in findings.collection.searches:
+        pictures = [_history(search, studio)] if search.ranked else []
+        pictures += [_importance(search, studio)] if search.importance else []
+        yield Section(f"Search {search.name}", search_text(search), (), tables.search_trials(search), pictures)
+    if over := findings.aggregate:
+        missing = missing_seeds((cell for cell in study.cells.values() if cell.env in over.envs), with_env=True)
+        text = f"Over {', '.join(over.envs)}{missing}. {over.scale(study.envs)}"
+        pictures = [studio.iqm(over), studio.profiles(over)] if over.anchored else []
+        yield Section("Across environments", text, (), tables.across(over, study.tag), pictures)
+    for env in tqdm(study.envs, "Drawing", leave=False, disable=None):
+        answers = [answer for answer in findings.answers(env) if answer[0] not in findings.headline]
+        cells = study.cells_in(env)
+        present = {tag for cell in cells for run in cell.runs for tag in run.curves}
+        title = "Learning curve" if words_for(study.tag) is RETURNS else DIAGNOSTICS.get(study.tag, study.tag)
+        pictures = [studio.curves(env, study.tag, title)] if study.tag in present else []
+        pictures += [studio.final_scores(env)] if any(len(cell.scores) for cell in cells) else []
+        behind = [tag for tag in DIAGNOSTICS if tag in present and tag != study.tag]
+        more = [studio.curves(env, tag, DIAGNOSTICS[tag]) for tag in behind]
+        yield Section(env, "", answers, results[env], pictures, more)
+    yield Section("Speed", "Training only, evaluation excluded; means over finished runs.", table=tables.speed(study))
+    lost = tables.failed_runs(study, findings.collection)
+    if lost.rows:
+        yield Section("Failed and unfinished runs", table=lost)
 
 
-def _list(items: Sequence[str]) -> str:
-    return f'<ul class="answers">{"".join(items)}</ul>'
+def search_text(search: SearchRecord) -> str:
+    """What a search has found in a sentence."""
+    states = Counter(trial.state for trial in search.trials)
+    words = {"complete": "finished", "pruned": "were stopped early", "fail": "failed"}
+    counts = ", ".join(f"{states[state]} {word}" for state, word in words.items() if state in states)
+    if not search.ranked:
+        return f"{counts}; none has finished yet."
+    best = search.ranked[0]
+    values = ", ".join(f"{plain(key)}={tables.parameter(value)}" for key, value in best.params.items())
+    return (
+        f"{counts}. The best is trial {best.number} with {best.value:.4g}: {values}. "
+        "The best of many trials flatters itself: run it again with new seeds before comparing it."
+    )
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
-    figures = (f"<figure><figcaption>{html.escape(p.title)}</figcaption>{p.svg}</figure>" for p in pictures)
-    return f'<div class="figures">{"".join(figures)}</div>'
+def _history(search: SearchRecord, studio: Studio) -> Picture:
+    trials = sorted(search.ranked, key=lambda trial: trial.number)
+    numbers, values = [trial.number for trial in trials], [trial.value or 0 for trial in trials]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(numbers, values, "o", color=GROUPS[0].light, markersize=5)
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color=TEXT.light, linewidth=1.6)
+        axes.set_xlabel("trial")
+
+    return studio.picture(f"{search.name}_history", "Score of every finished trial, and the best so far", draw)
 
 
-def _legend(inks: dict[str, Ink]) -> str:
-    if len(inks) < 2:
-        return ""
-    shown = {group: ink for group, ink in inks.items() if ink != OTHER}
-    if len(shown) < len(inks):
-        shown[f"{len(inks) - len(shown)} other groups"] = OTHER
-    items = (f'<li><i style="background: var(--{ink.name})"></i>{html.escape(g)}</li>' for g, ink in shown.items())
-    return f'<ul class="legend">{"".join(items)}</ul>'
+def _importance(search: SearchRecord, studio: Studio) -> Picture:
+    shares = dict(sorted(search.importance.items(), key=lambda item: item[1]))
 
+    def draw(axes: Axes) -> None:
+        axes.barh(range(len(shares)), list(shares.values()), height=0.28, color=GROUPS[0].light)
+        for row, label in enumerate(shown(shares).values()):
+            row_name(axes, row + 0.2, label)
+        axes.set(yticks=[], ylim=(-0.4, len(shares) - 0.2))
+        axes.set_xlabel("share", color=MUTED.light)
 
-def _navigation(sections: Sequence[Section]) -> str:
-    links = (f'<a href="#section-{i}">{html.escape(section.title)}</a>' for i, section in enumerate(sections))
-    return f"<nav>{''.join(links)}</nav>"
+    title = f"What being among the best of {len(search.ranked)} trials depends on"
+    return studio.picture(f"{search.name}_importance", title, draw)

@@ -1,11 +1,14 @@
-"""The figures: each drawn once, kept as themed SVG for the page and as PNG beside it."""
+"""The figures: each drawn once in light colours, kept as SVG in colours of the page and as PNG beside it."""
 
+import html
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from functools import cached_property
+from itertools import cycle, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,16 +17,41 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from rl_runner.report.aggregate import Aggregate
-from rl_runner.report.curves import group_band, thin
-from rl_runner.report.load import Array
-from rl_runner.report.names import file_name
-from rl_runner.report.reference import Reference
-from rl_runner.report.statistics import Interval, mean_interval, summarize
-from rl_runner.report.study import Study
-from rl_runner.report.style import MUTED, OTHER, PAPER, RC, TEXT, Ink, themed
-from rl_runner.report.tables import budget
+from rl_runner.report.aggregate import Aggregate, Reference
+from rl_runner.report.load import Array, short_hash
+from rl_runner.report.statistics import Interval, mean_interval
+from rl_runner.report.study import Cell, Study, thinned
 
+
+class Ink(NamedTuple):
+    """A colour by day and by night."""
+
+    name: str
+    light: str
+    dark: str
+
+
+# Okabe and Ito's colours without yellow, and Tol's wine; their dark variants keep the hue.
+GROUPS = [
+    Ink("blue", "#0072b2", "#56aee6"), Ink("vermilion", "#d55e00", "#ff8a45"), Ink("green", "#009e73", "#33c99c"),
+    Ink("purple", "#b8609a", "#e59cc6"), Ink("orange", "#d69200", "#f2b84b"), Ink("sky", "#3ba3d8", "#a3dcff"),
+    Ink("wine", "#882255", "#d9709f"),
+]  # fmt: skip
+OTHER = Ink("other", "#a9b0b8", "#5f6872")
+TEXT, MUTED = Ink("text", "#1d2329", "#e8ebee"), Ink("muted", "#646d76", "#9aa4ae")
+GRID, PAPER = Ink("grid", "#e6e9ec", "#2c333a"), Ink("paper", "#fdfdfc", "#14181c")
+INKS = [*GROUPS, OTHER, TEXT, MUTED, GRID, PAPER]
+RC: dict[Any, Any] = {
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor"], PAPER.light),
+    **dict.fromkeys(["axes.edgecolor", "grid.color", "xtick.color", "ytick.color"], GRID.light),
+    **dict.fromkeys(["axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], MUTED.light),
+    **dict.fromkeys(["axes.titlecolor", "text.color"], TEXT.light),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"], False),
+    **dict.fromkeys(["axes.grid", "axes.axisbelow"], True),
+    **dict.fromkeys(["lines.solid_capstyle", "lines.solid_joinstyle"], "round"),
+    "font.size": 9.5, "font.family": "sans-serif", "svg.fonttype": "none", "grid.linewidth": 0.8, "ytick.major.size": 0,
+    "text.parse_math": False,  # a name with a $ is no formula
+}  # fmt: skip
 DIAGNOSTICS = {
     "eval/exact_return": "Exact value of the greedy policy",
     "values/q_error_max": "Largest error of Q",
@@ -38,8 +66,7 @@ WIDTH, HEIGHT = 4.9, 3.1
 DASHES: list[Any] = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure on the page."""
 
     title: str
@@ -48,68 +75,74 @@ class Picture:
 
 @dataclass(frozen=True)
 class Studio:
-    """Draws figures of one study in its colours into a directory."""
+    """Draws figures of one study into a directory."""
 
     study: Study
-    inks: dict[str, Ink]
     reference: Reference
     out: Path
 
+    @cached_property
+    def inks(self) -> dict[str, Ink]:
+        """A colour per group; beyond the palette only the groups with the best mean ranks have their own."""
+        study = self.study
+        ranks: dict[str, list[int]] = {group: [] for group in study.groups}
+        for env in study.envs:
+            scored = [cell for cell in study.cells_in(env) if len(cell.scores)]
+            for rank, cell in enumerate(sorted(scored, key=lambda cell: -cell.summary.mean)):
+                ranks[cell.group].append(rank)
+        best = sorted(ranks, key=lambda group: np.mean(ranks[group]) if ranks[group] else np.inf)[: len(GROUPS)]
+        palette = iter(GROUPS)
+        return {group: next(palette) if group in best else OTHER for group in study.groups}
+
     def curves(self, env: str, tag: str, title: str) -> Picture:
+        """Each group's mean curve with its seeds."""
         alt = f"{title} on {env} against environment steps: each group's mean with its seeds."
-        legend = [*self._legend(self.study.groups_in(env)), *self._published_legend(env, tag)]
-        return self.picture(f"{env}_{tag}", title, alt, lambda axes: self._curves(axes, env, tag), legend)
+        groups = [cell.group for cell in self.study.cells_in(env)]
+        legend = self._legend(groups, [env] if tag == self.study.tag else [])
+        return self.picture(f"{env}_{tag}", title, lambda axes: self._curves(axes, env, tag), legend, alt)
 
     def final_scores(self, env: str) -> Picture:
-        groups = [group for group in self.study.groups_in(env) if len(self.study.scores(env, group))]
-        samples = {group: self.study.scores(env, group) for group in groups}
-        intervals = {group: (float(x.mean()), summarize(x).interval) for group, x in samples.items()}
+        """Every seed of every group."""
+        cells = {cell.group: cell for cell in self.study.cells_in(env) if len(cell.scores)}
+        estimates = {group: (cell.summary.mean, cell.summary.interval) for group, cell in cells.items()}
         title = "Final evaluation, every seed" if self.study.final else "End of training, every seed"
         alt = f"{title} on {env}: seeds as dots, the mean with its 95 % interval."
-        lost = {group: self.study.shortfall(env, group) for group in groups}
-        return self.picture(
-            f"{env}_final", title, alt,
-            lambda axes: _rows(axes, intervals, self.inks, samples, lost), [], _height(groups),
-        )  # fmt: skip
+        return self._rows(f"{env}_final", title, estimates, cells, alt)
 
     def iqm(self, aggregate: Aggregate) -> Picture:
+        """The groups' interquartile means."""
         alt = f"Interquartile mean of normalised scores over {len(aggregate.anchored)} environments."
-        title = "IQM of normalised scores"
-        groups = list(aggregate.iqm)
-        return self.picture(
-            "iqm", title, alt, lambda axes: _rows(axes, dict(aggregate.iqm), self.inks, {}, {}), [], _height(groups)
-        )
+        return self._rows("iqm", "IQM of normalised scores", aggregate.iqm, {}, alt)
 
     def profiles(self, aggregate: Aggregate) -> Picture:
+        """The share of runs above each score."""
+
         def draw(axes: Axes) -> None:
-            for group in self._back_to_front(list(aggregate.profiles)):
+            for group in sorted(aggregate.profiles, key=self._coloured):
                 axes.plot(aggregate.thresholds, aggregate.profiles[group], color=self.inks[group].light, linewidth=2)
             axes.set(xlabel="normalised score τ", ylim=(-0.02, 1.02))
 
-        title = "Performance profile: share of runs above τ"
-        legend = self._legend(list(aggregate.profiles))
-        return self.picture("profiles", title, "Share of runs above a normalised score, per group.", draw, legend)
+        title, alt = "Performance profile: share of runs above τ", "Share of runs above a normalised score, per group."
+        return self.picture("profiles", title, draw, self._legend(list(aggregate.profiles)), alt)
 
-    def overview(self) -> Path:
-        """All learning curves in one PNG, for a README or a slide."""
+    def overview(self) -> None:
+        """All learning curves in curves.png, for a README or a slide."""
         envs = self.study.envs
         columns = min(3, len(envs))
         rows = -(-len(envs) // columns)
         with matplotlib.rc_context(RC):
             figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
             grid = figure.subplots(rows, columns, squeeze=False).ravel()
-            for axes, env in zip(grid, envs, strict=False):
-                self._curves(axes, env, self.study.tag)
-                axes.set_title(env, loc="left", fontweight="bold")
-            for unused in grid[len(envs) :]:
-                unused.set_visible(False)
-            published = {line.get_label(): line for env in envs for line in self._published_legend(env, self.study.tag)}
-            _add_legend(figure, [*self._legend(self.study.groups), *published.values()], 3 * columns)
+            for axes, env in zip_longest(grid, envs):
+                axes.set_visible(env is not None)
+                if env is not None:
+                    self._curves(axes, env, self.study.tag)
+                    axes.set_title(env, loc="left", fontweight="bold")
+            _add_legend(figure, self._legend(self.study.groups, envs), 3 * columns)
             figure.savefig(self.out / "curves.png", dpi=150, bbox_inches="tight")
-        return self.out / "curves.png"
 
     def picture(
-        self, name: str, title: str, alt: str, draw: Callable[[Axes], None], legend: Sequence[Line2D],
+        self, name: str, title: str, draw: Callable[[Axes], None], legend: Sequence[Line2D] = (), alt: str = "",
         height: float = HEIGHT,
     ) -> Picture:  # fmt: skip
         """A figure with one pair of axes, which `draw` fills."""
@@ -122,12 +155,12 @@ class Studio:
             axes.set_title(title, loc="left", fontweight="bold")
             _add_legend(figure, legend, 3)
             figure.savefig(self.out / f"{file_name(name)}.png", dpi=150, bbox_inches="tight")
-        return Picture(title, themed(buffer.getvalue(), alt))
+        return Picture(title, _themed(buffer.getvalue(), alt or title))
 
     def _curves(self, axes: Axes, env: str, tag: str) -> None:
-        groups = self._back_to_front(self.study.groups_in(env))
-        for layer, group in enumerate(groups):
-            self._group_curve(axes, env, group, tag, zorder=2 + layer / len(groups))
+        cells = sorted(self.study.cells_in(env), key=lambda cell: self._coloured(cell.group))
+        for layer, cell in enumerate(cells):
+            self._cell_curve(axes, cell, tag, zorder=2 + layer / len(cells))
         if tag == self.study.tag:
             self._published_curves(axes, env)
         if tag == "eval/q_bias":
@@ -138,80 +171,85 @@ class Studio:
         axes.set_xlabel("environment steps")
         axes.margins(x=0.01)
 
-    def _group_curve(self, axes: Axes, env: str, group: str, tag: str, zorder: float) -> None:
-        colour, cell = self.inks[group].light, self.study.cells[env, group]
-        if self.inks[group] != OTHER and len(cell) > 1:
-            for run in cell:
-                if tag in run.curves:
-                    style = "-" if run.finished else (0, (2, 2))
-                    axes.plot(*thin(run.curves[tag]), color=colour, linewidth=0.7, alpha=0.35, linestyle=style)
-        band = group_band(cell, tag)
+    def _cell_curve(self, axes: Axes, cell: Cell, tag: str, zorder: float) -> None:
+        colour, coloured = self.inks[cell.group].light, self._coloured(cell.group)
+        for run in cell.runs if coloured and len(cell.runs) > 1 else ():
+            if tag in run.curves:
+                style = "-" if run.finished else (0, (2, 2))
+                axes.plot(*thinned(*run.curves[tag]), color=colour, linewidth=0.7, alpha=0.35, linestyle=style)
+        band = cell.band(tag)
         if band is None:
             return
-        if self.inks[group] != OTHER and tag not in LOGARITHMIC and len(cell) > 2:
+        steps, mean, low, high = band
+        if coloured and tag not in LOGARITHMIC and len(cell.runs) > 2:
             alpha = 0.16 if len(self.study.groups) <= 4 else 0.08
-            axes.fill_between(band.steps, band.low, band.high, color=colour, alpha=alpha, linewidth=0)
-        mark = "o" if len(band.steps) == 1 else None
-        axes.plot(band.steps, band.mean, color=colour, linewidth=2.2, marker=mark, zorder=zorder)
+            axes.fill_between(steps, low, high, color=colour, alpha=alpha, linewidth=0)
+        axes.plot(steps, mean, color=colour, linewidth=2.2, marker="o" if len(steps) == 1 else None, zorder=zorder)
+
+    def _published(self, env: str) -> Iterable[tuple[str, dict[int, Array], Any]]:
+        """The published methods with their curves, each with dashes of its own."""
+        return (
+            (*item, dashes) for item, dashes in zip(self.reference.curves(env).items(), cycle(DASHES), strict=False)
+        )
 
     def _published_curves(self, axes: Axes, env: str) -> None:
-        last = budget(self.study, env)
-        for method, dashes in zip(self.reference.methods(env), cycle(DASHES), strict=False):
-            curve = {step: scores for step, scores in self.reference.curve(env, method).items() if step <= last}
-            if not curve:
+        for method, curve, dashes in self._published(env):
+            steps = sorted(step for step in curve if step <= self.study.budget(env))
+            if not steps:
                 continue
-            steps = sorted(curve)
             mean = [curve[step].mean() for step in steps]
             several = all(len(curve[step]) > 1 for step in steps)
-            bounds = np.array([mean_interval(curve[step], 999) for step in steps]).T - mean if several else None
+            ends = np.abs(np.array([mean_interval(curve[step]) for step in steps]).T - mean) if several else None
             axes.errorbar(
-                steps, mean, yerr=bounds if bounds is None else np.abs(bounds), color=TEXT.light, linestyle=dashes,
-                linewidth=1.4, marker="o", markersize=3.5, capsize=2, elinewidth=1, zorder=4,
+                steps, mean, yerr=ends, color=TEXT.light, linestyle=dashes, linewidth=1.4, marker="o", markersize=3.5,
+                capsize=2, elinewidth=1, zorder=4,
             )  # fmt: skip
             end, above = (steps[-1], mean[-1]), (-5, 4)
             label = axes.annotate(method, end, above, textcoords="offset points", ha="right", fontsize=8.5)
             label.set(color=TEXT.light, in_layout=False)
 
-    def _published_legend(self, env: str, tag: str) -> list[Line2D]:
-        methods = self.reference.methods(env) if tag == self.study.tag else []
-        return [
-            Line2D([], [], color=TEXT.light, linestyle=dashes, linewidth=1.4, label=f"{method} (published)")
-            for method, dashes in zip(methods, cycle(DASHES), strict=False)
+    def _coloured(self, group: str) -> bool:
+        return self.inks[group] != OTHER
+
+    def _legend(self, groups: Sequence[str], envs: Sequence[str] = ()) -> list[Line2D]:
+        """A line for every coloured group, one for the others, and one for every method published for `envs`."""
+        inks = {group: self.inks[group] for group in groups if self._coloured(group)}
+        if len(inks) < len(groups):
+            inks[f"{len(groups) - len(inks)} others"] = OTHER
+        dashes = {f"{method} (published)": dashes for env in envs for method, _, dashes in self._published(env)}
+        ours = [Line2D([], [], color=ink.light, linewidth=2.2, label=label) for label, ink in inks.items()]
+        return ours + [
+            Line2D([], [], color=TEXT.light, linestyle=style, linewidth=1.4, label=label)
+            for label, style in dashes.items()
         ]
 
-    def _back_to_front(self, groups: Sequence[str]) -> list[str]:
-        return sorted(groups, key=lambda group: self.inks[group] != OTHER)
+    def _rows(
+        self, name: str, title: str, estimates: Mapping[str, tuple[float, Interval | None]], cells: Mapping[str, Cell],
+        alt: str,
+    ) -> Picture:  # fmt: skip
+        """One row per group, the lowest first: the estimate with its interval, the cell's seeds as dots, the name."""
 
-    def _legend(self, groups: Sequence[str]) -> list[Line2D]:
-        coloured = [group for group in groups if self.inks[group] != OTHER]
-        lines = [Line2D([], [], color=self.inks[group].light, linewidth=2.2, label=group) for group in coloured]
-        others = [Line2D([], [], color=OTHER.light, linewidth=2.2, label=f"{len(groups) - len(coloured)} others")]
-        return lines + (others if len(coloured) < len(groups) else [])
+        def draw(axes: Axes) -> None:
+            for row, group in enumerate(sorted(estimates, key=lambda group: estimates[group][0])):
+                (value, interval), colour, name = estimates[group], self.inks[group].light, group
+                if group in cells:
+                    seeds, lost = cells[group].scores, cells[group].shortfall
+                    axes.plot(seeds, [row - 0.2] * len(seeds), "o", color=colour, alpha=0.5, markersize=5, mew=0)
+                    name = f"{group} ({lost})" if lost else group
+                if interval:
+                    axes.plot(interval, [row, row], color=colour, linewidth=2.6)
+                axes.plot([value], [row], "D", color=colour, markersize=8, mec=PAPER.light, mew=1.5)
+                row_name(axes, row + 0.17, name)
+            axes.set_yticks([])
+            axes.set_ylim(-0.6, len(estimates) - 0.2)
+
+        return self.picture(name, title, draw, alt=alt, height=max(HEIGHT, 0.7 + 0.5 * len(estimates)))
 
 
-def _height(groups: Sequence[str]) -> float:
-    return max(HEIGHT, 0.7 + 0.5 * len(groups))
-
-
-def _rows(
-    axes: Axes, estimates: dict[str, tuple[float, Interval | None]], inks: dict[str, Ink],
-    samples: dict[str, Array], lost: dict[str, str],
-) -> None:  # fmt: skip
-    """One row per group: its seeds as dots, its estimate with the interval; the name stands above the row."""
-    ordered = sorted(estimates, key=lambda group: estimates[group][0])
-    for row, group in enumerate(ordered):
-        value, interval = estimates[group]
-        colour = inks[group].light
-        if group in samples:
-            seeds = samples[group]
-            axes.plot(seeds, np.full(len(seeds), row - 0.2), "o", color=colour, alpha=0.5, markersize=5, mew=0)
-        if interval:
-            axes.plot(interval, [row, row], color=colour, linewidth=2.6)
-        axes.plot([value], [row], "D", color=colour, markersize=8, markeredgecolor=PAPER.light, markeredgewidth=1.5)
-        name = f"{group} ({lost[group]})" if lost.get(group) else group
-        row_name(axes, row + 0.17, name)
-    axes.set_yticks([])
-    axes.set_ylim(-0.6, len(ordered) - 0.2)
+def file_name(name: str) -> str:
+    """A name with nothing in it that a file system dislikes, neither signs nor length."""
+    text = re.sub(r"[^A-Za-z0-9.-]", "_", name)
+    return text if len(text) <= 120 else f"{text[:110]}_{short_hash(name)}"
 
 
 def row_name(axes: Axes, height: float, name: str) -> None:
@@ -236,7 +274,21 @@ def _fit_to_lines(axes: Axes, logarithmic: bool) -> None:
 def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
     if lines:
         longest = max(len(str(line.get_label())) for line in lines)
-        fitting = max(1, columns * 24 // (longest + 6))
-        columns = min(columns, len(lines), fitting)
+        columns = min(columns, len(lines), max(1, columns * 24 // (longest + 6)))
         figure.set_figheight(figure.get_figheight() + 0.23 * max(0, -(-len(lines) // columns) - 2))
         figure.legend(handles=list(lines), loc="outside lower center", ncols=columns)
+
+
+def _themed(svg: str, alt: str) -> str:
+    """Matplotlib's SVG for a page: colours as variables, no repeated ids, no XML prologue, paths to two decimals."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", _themed_tag, svg)  # and not the names between the tags
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def _themed_tag(found: re.Match[str]) -> str:
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", found[0])
+    tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), tag)
+    for ink in INKS:
+        tag = tag.replace(ink.light, f"var(--{ink.name})")
+    return tag

@@ -8,7 +8,7 @@ environments, whose differences are counted, each has Šidák's level, so that a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,26 @@ from rl_runner.report.load import Array
 LEVEL = 0.95
 BOOTSTRAP_FROM = 20
 RESAMPLES = 9_999
+
+# How often an interval of the mean, and one of the difference, covers the truth, in percent of 5 000 replications, by
+# the number of seeds that were started; `python tests/test_coverage.py` measures it. Three worlds: normal scores;
+# log-normal scores, the exponential of a standard normal (skewness 6.2); normal scores of which the lowest fifth fails
+# and is missing, while the mean over all is meant. The difference is that from a second group of as many normal scores,
+# which has twice the standard deviation in the first world and the same one in the others.
+MEASURED_COVERAGE = {
+    2: ((95.2, 90.0, 93.6), (96.9, 96.7, 97.2)),
+    3: ((94.6, 84.6, 94.0), (95.5, 95.4, 95.5)),
+    4: ((95.0, 83.5, 93.8), (95.2, 95.0, 94.9)),
+    5: ((95.4, 81.8, 92.9), (95.1, 95.0, 94.5)),
+    6: ((94.8, 82.5, 91.9), (95.0, 94.9, 93.0)),
+    8: ((95.1, 83.7, 88.9), (95.0, 94.9, 90.6)),
+    10: ((95.2, 84.4, 85.3), (95.9, 94.9, 89.9)),
+    12: ((94.8, 85.1, 80.5), (95.2, 94.6, 87.4)),
+    15: ((95.6, 86.2, 74.2), (95.3, 94.5, 85.3)),
+    20: ((94.8, 87.1, 64.3), (94.7, 94.1, 80.5)),
+    30: ((94.7, 88.8, 39.0), (94.9, 93.8, 69.9)),
+    50: ((94.8, 89.9, 17.7), (94.8, 94.0, 55.3)),
+}
 
 
 class Interval(NamedTuple):
@@ -54,10 +74,9 @@ class Normalisation(NamedTuple):
 def summarize(scores: Array) -> Summary:
     """Summary of final scores [n], n >= 1."""
     several = len(scores) > 1
-    low, high = mean_interval(scores) if several else (np.nan, np.nan)
-    interval = Interval(float(low), float(high)) if several else None
-    sd = scores.std(ddof=1) if several else None
-    return Summary(len(scores), scores.mean(), sd, scores.min(), scores.max(), interval)
+    interval = Interval(*map(float, mean_interval(scores))) if several else None
+    sd = float(scores.std(ddof=1)) if several else None
+    return Summary(len(scores), float(scores.mean()), sd, float(scores.min()), float(scores.max()), interval)
 
 
 def mean_interval(scores: Array, resamples: int = RESAMPLES) -> tuple[Array, Array]:
@@ -86,11 +105,8 @@ def difference_interval(
     quantile = critical(df, groups, LEVEL ** (1 / environments))
     if sizes.min() < BOOTSTRAP_FROM:
         return difference - quantile * np.sqrt(total), difference + quantile * np.sqrt(total)
-
-    def difference_of_means(x: Array, y: Array, axis: int) -> Array:
-        return np.mean(x, axis=axis) - np.mean(y, axis=axis)
-
-    return _bootstrap([better, other], difference_of_means, _widened(quantile, sizes.min()), resamples)
+    level = _widened(quantile, sizes.min())
+    return _bootstrap([better, other], lambda x, y, axis: x.mean(axis) - y.mean(axis), level, resamples)
 
 
 def critical(df: float | Array, groups: int = 2, level: float = LEVEL) -> Array:
@@ -135,11 +151,6 @@ def _sorted_quantile(values: Array, share: Array) -> Array:
     return np.asarray((low + (place - below) * (high - low))[..., 0])
 
 
-def normalise(scores: Array, to: Normalisation) -> Array:
-    """Scores with `zero` at 0 and `one` at 1; all of them 1 where the two coincide."""
-    return (scores - to.zero) / (to.one - to.zero) if to.one != to.zero else np.ones_like(scores)
-
-
 def iqm(per_env: Sequence[Array]) -> tuple[float, Interval]:
     """Interquartile mean over all seeds (two or more) of all environments, resampled within their environment."""
 
@@ -159,10 +170,8 @@ def probability_of_improvement(
     E = len(better)
 
     def probability(*samples: Array, axis: int) -> Array:
-        wins = [
-            np.mean(np.sign(x[..., :, None] - y[..., None, :]) / 2 + 0.5, axis=(-2, -1))
-            for x, y in zip(samples[:E], samples[E:], strict=True)
-        ]
+        pairs = zip(samples[:E], samples[E:], strict=True)
+        wins = [np.mean(np.sign(x[..., :, None] - y[..., None, :]) / 2 + 0.5, axis=(-2, -1)) for x, y in pairs]
         return np.asarray(np.mean(wins, axis=0))
 
     samples = [*better, *other]
@@ -172,10 +181,22 @@ def probability_of_improvement(
 def _stratified(samples: Sequence[Array], statistic: Any, groups: int = 2) -> Interval:
     n = min(len(sample) for sample in samples)
     df = sum(len(sample) - 1 for sample in samples)
-    low, high = _bootstrap(samples, statistic, _widened(critical(df, groups), n), resamples=1_999)
-    return Interval(float(low), float(high))
+    ends = _bootstrap(samples, statistic, _widened(critical(df, groups), n), resamples=1_999)
+    return Interval(*map(float, ends))
 
 
 def performance_profile(per_env: Sequence[Array], thresholds: Array) -> Array:
     """Share of runs above each threshold [T], every environment with equal weight."""
     return np.asarray(np.mean([(scores[:, None] > thresholds).mean(axis=0) for scores in per_env], axis=0))
+
+
+def coverage(seeds: Iterable[int]) -> str:
+    """What intervals of groups that have so many seeds each cover, in words; nothing if none has two."""
+    several = sorted({max(known for known in MEASURED_COVERAGE if known <= n) for n in seeds if n > 1})
+    words = ("of normal scores", "of log-normal ones", "where a fifth fails")
+    told = []
+    for n in dict.fromkeys(several[:1] + several[-1:]):
+        worlds = zip(words, *MEASURED_COVERAGE[n], strict=True)
+        shares = [f"{mean:.0f} and {difference:.0f} % {word}" for word, mean, difference in worlds]
+        told.append(f"with {n} seeds {', '.join(shares)}")
+    return "; ".join(told)

@@ -1,178 +1,250 @@
-"""The tables of a report: what they hold."""
+"""The tables of a report: what they hold, and how they are written as text, Markdown and CSV."""
 
+import csv
+import re
 import shlex
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from rl_runner.persistence import SWEEP, read_json
-from rl_runner.report.aggregate import Aggregate, Estimate
-from rl_runner.report.load import Array, Collection, Run
-from rl_runner.report.names import plain
-from rl_runner.report.reference import Reference
-from rl_runner.report.sentences import QUANTITIES, Comparison, bracket, mean_text, number, words_for
-from rl_runner.report.statistics import summarize
-from rl_runner.report.study import LOSSES, Study
-from rl_runner.report.table import Cell, Table
+from rl_runner.report.aggregate import Aggregate, Estimate, Reference
+from rl_runner.report.load import Collection, RunRecord, SearchRecord, plain
+from rl_runner.report.sentences import QUANTITIES, Comparisons, bracket, mean_text, number, words_for
+from rl_runner.report.study import LOSSES, Cell, Study, grouped, in_order, value_of, varying
+
+NONE = "–"
+MARKDOWN = re.compile(r"[\\`*<$~&|#>]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^[-+](?=\s)|(?<=^\d)[.)](?=\s)", re.MULTILINE)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins what a spreadsheet takes for one
+MOST_TRIALS = 10
+
+Value = str | int | float | None
 
 
-def results(study: Study, reference: Reference, comparisons: Mapping[str, list[Comparison]]) -> dict[str, Table]:
-    """Per environment: every group's scores, best mean first, and the published ones at the same step.
+def markdown_escaped(text: str) -> str:
+    """The text as Markdown shows it, whatever a name in it contains."""
+    return MARKDOWN.sub(lambda sign: f"\\{sign[0]}", text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values under headings; the first `names` columns are names, the others figures.
+
+    Columns without any content are shown nowhere but in CSV. `digits`: the decimals that a column is shown with.
+    `strong`: the rows that stand out.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    names: int = 1
+    strong: frozenset[int] = frozenset()
+    digits: Mapping[str, int] = field(default_factory=dict)
+
+    def shown(self) -> tuple[list[int], list[str], list[list[str]]]:
+        """The columns that have any content, their headings and cells as text."""
+        rows = [[self._text(*pair) for pair in zip(self.head, row, strict=True)] for row in self.rows]
+        columns = [i for i in range(len(self.head)) if i == 0 or not rows or any(row[i] != NONE for row in rows)]
+        return columns, [self.head[i] for i in columns], [[row[i] for i in columns] for row in rows]
+
+    def _text(self, name: str, value: Value) -> str:
+        if name in self.digits and isinstance(value, int | float):
+            return f"{value:.{self.digits[name]}f}"
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        return NONE if value is None or value == "" else str(value)
+
+    def markdown(self) -> str:
+        columns, head, rows = self.shown()
+        rule = ["---" if i < self.names else "---:" for i in columns]
+        first, *others = [list(map(markdown_escaped, row)) for row in [head, *rows]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [first, rule, *others])
+
+    def text(self) -> str:
+        columns, head, rows = self.shown()
+        widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+        pads = [str.ljust if i < self.names else str.rjust for i in columns]
+        padded = [[pad(cell, w) for pad, cell, w in zip(pads, line, widths, strict=True)] for line in [head, *rows]]
+        return "\n".join("  ".join(line).rstrip() for line in padded)
+
+    def write_csv(self, path: Path) -> None:
+        """Write all columns, numbers in full precision, and no text that a spreadsheet takes for a formula."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(map(_spreadsheet_safe, row) for row in [self.head, *self.rows])
+
+
+def _spreadsheet_safe(value: Value) -> Value:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def results(study: Study, env: str, reference: Reference, comparisons: Comparisons) -> Table:
+    """Every group's scores in an environment, best mean first, and the published ones at the same step.
 
     The best group stands out only where it can be told from every other.
     """
-    return {env: _environment(study, env, reference, comparisons[env]) for env in study.envs}
-
-
-def _environment(study: Study, env: str, reference: Reference, comparisons: Sequence[Comparison]) -> Table:
     head = ["group", "seeds", "mean", "SD", words_for(study.tag).extreme, "95 % interval", *LOSSES, "never updated"]
-    rows: list[list[Cell]] = []
-    for group, scores in _ranked(study, env):
-        losses = study.losses(env, group)
-        lost = [losses[word] or None for word in LOSSES]
-        rows.append([group, *_figures(scores, study), *lost, "yes" if study.never_updated(env, group) else None])
-    published = reference.at(env, budget(study, env))
-    rows += [[method, *_figures(values, study), *[None] * (len(LOSSES) + 1)] for method, values in published.items()]
-    winner = comparisons[0].leader if comparisons and all(found.decided for found in comparisons) else None
+    rows: list[list[Value]] = []
+    for cell in _ranked(study, env, reference):
+        lost = [*(cell.losses[word] or None for word in LOSSES), "yes" if cell.never_updated else None]
+        rows.append([cell.group, len(cell.scores), *_rounded(cell, study), *lost])
+    found = comparisons[env]
+    winner = found[0].leader.group if found and all(comparison.decided for comparison in found) else None
     return Table(head, rows, strong=frozenset(i for i, row in enumerate(rows) if row[0] == winner))
 
 
-def _ranked(study: Study, env: str) -> list[tuple[str, Array]]:
-    scores = [(group, study.scores(env, group)) for group in study.groups_in(env)]
-    return sorted(scores, key=lambda item: -item[1].mean() if len(item[1]) else float("inf"))
+def _ranked(study: Study, env: str, reference: Reference) -> list[Cell]:
+    cells = sorted(study.cells_in(env), key=lambda cell: -cell.summary.mean if len(cell.scores) else float("inf"))
+    return [*cells, *reference.cells(study, env)]
 
 
-def _figures(scores: Array, study: Study) -> list[Cell]:
-    if not len(scores):
-        return [0, None, None, None, None]
-    summary = summarize(scores)
+def _rounded(cell: Cell, study: Study) -> list[Value]:
+    """Mean, SD, extremes and interval, to what the interval justifies."""
+    if not len(cell.scores):
+        return [None] * 4
+    summary = cell.summary
     half = summary.interval.half if summary.interval else 0
-    sd = None if summary.sd is None else number(summary.sd, half)
-    interval = bracket(summary.interval) if summary.interval else None
     extreme = number(summary.lowest, half)
     if words_for(study.tag) is QUANTITIES:
         extreme += f" to {number(summary.highest, half)}"
-    return [summary.n, mean_text(scores), sd, extreme, interval]
+    sd = None if summary.sd is None else number(summary.sd, half)
+    return [mean_text(cell), sd, extreme, bracket(summary.interval) if summary.interval else None]
 
 
-def numbers(study: Study, reference: Reference) -> Table:
+def results_in_markdown(study: Study, reference: Reference) -> Table:
+    """Every environment's results, with the training speed."""
+    rows: list[list[Value]] = []
+    for env in study.envs:
+        for cell in _ranked(study, env, reference):
+            mean, sd, extreme, interval = _rounded(cell, study)
+            seeds = f"{len(cell.scores)} ({cell.shortfall})" if cell.shortfall else len(cell.scores)
+            spread = f"{mean or NONE} ± {sd or NONE}"
+            rows.append([env, cell.group, seeds, spread, extreme, interval, cell.mean_of("sps")])
+    extreme = words_for(study.tag).extreme
+    head = ["env", "algorithm", "seeds", "mean ± SD", extreme, "95 % interval", "steps per second"]
+    return Table(head, rows, names=2, digits={"steps per second": 0})
+
+
+def results_in_full(study: Study, reference: Reference) -> Table:
     """What `results` shows, as numbers in full precision."""
     losses = [word.replace(" ", "_") for word in LOSSES]
     head = ["environment", "group", "seeds", "mean", "sd", "lowest", "highest", "low", "high", *losses, "never_updated"]
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for env in study.envs:
-        for group, scores in _ranked(study, env):
-            counts = study.losses(env, group)
-            lost = [counts[word] for word in LOSSES]
-            rows.append([env, group, *_summary(scores), *lost, int(study.never_updated(env, group))])
-        for method, scores in reference.at(env, budget(study, env)).items():
-            rows.append([env, method, *_summary(scores), *[None] * (len(LOSSES) + 1)])
+        for cell in _ranked(study, env, reference):
+            figures: list[Value] = [0, *[None] * 6]
+            if len(cell.scores):
+                *figures, interval = cell.summary
+                figures += interval or (None, None)
+            lost = [*(cell.losses[word] for word in LOSSES), int(cell.never_updated)]
+            rows.append([env, cell.group, *figures, *(lost if cell.runs else [None] * len(lost))])
     return Table(head, rows, names=2)
-
-
-def _summary(scores: Array) -> list[Cell]:
-    if not len(scores):
-        return [0, *[None] * 6]
-    n, mean, sd, lowest, highest, interval = summarize(scores)
-    ends = map(float, interval) if interval else (None, None)
-    return [n, float(mean), None if sd is None else float(sd), float(lowest), float(highest), *ends]
-
-
-def budget(study: Study, env: str) -> int:
-    """The largest total_steps among an environment's runs."""
-    return max(run.settings["total_steps"] for (name, _), cell in study.cells.items() if name == env for run in cell)
 
 
 def speed(study: Study) -> Table:
     """Training speed of the finished runs, evaluation excluded."""
-    rows: list[list[Cell]] = []
-    for env in study.envs:
-        for group in study.groups_in(env):
-            finished = [run.result for run in study.cells[env, group] if run.finished]
-            means = [_mean(finished, key) for key in ("sps", "updates", "wall_seconds")]
-            rows.append([env, group, len(finished), *means])
-    return Table(["environment", "group", "runs", "steps per second", "updates", "wall seconds"], rows, names=2)
+    digits = {"steps per second": 0, "updates": 0, "wall seconds": 1}
+    rows: list[list[Value]] = []
+    for cell in (cell for env in study.envs for cell in study.cells_in(env)):
+        means = map(cell.mean_of, ("sps", "updates", "wall_seconds"))
+        rows.append([cell.env, cell.group, sum(run.finished for run in cell.runs), *means])
+    return Table(["environment", "group", "runs", *digits], rows, names=2, digits=digits)
 
 
-def rounded(table: Table, digits: Mapping[str, int]) -> Table:
-    """The table for people: the columns named by `digits` to so many decimals."""
-
-    def cell(name: str, value: Cell) -> Cell:
-        return f"{value:.{digits[name]}f}" if name in digits and isinstance(value, int | float) else value
-
-    rows = [[cell(name, value) for name, value in zip(table.head, row, strict=True)] for row in table.rows]
-    return Table(table.head, rows, table.names, table.strong)
-
-
-def _mean(results: Sequence[dict[str, float]], key: str) -> float | None:
-    values = [result[key] for result in results if key in result]
-    return fmean(values) if values else None
+def curves(study: Study) -> Table:
+    """The groups' learning curves."""
+    rows: list[list[Value]] = []
+    for cell in study.cells.values():
+        points = zip(*(cell.band(study.tag) or ()), strict=True)
+        rows += [[cell.env, cell.group, *map(float, point)] for point in points]
+    return Table(["environment", "group", "step", "mean", "low", "high"], rows)
 
 
 def every_run(study: Study) -> Table:
     """One row per run; the score in full precision."""
     head = ["environment", "group", "seed", "status", study.tag, "steps per second", "run"]
     rows = [
-        [env, group, run.seed, run.status, study.score(run), run.result.get("sps"), run.name]
-        for (env, group), cell in sorted(study.cells.items()) for run in cell
+        [*place, run.seed, run.status, study.score(run), run.result.get("sps"), run.name]
+        for place, cell in sorted(study.cells.items()) for run in cell.runs
     ]  # fmt: skip
     return Table(head, rows, names=2)
 
 
-def casualties(study: Study, collection: Collection) -> Table:
+def failed_runs(study: Study, collection: Collection) -> Table:
     """Runs that give no score, each with the last line of its error, and what could not be read."""
-    rows: list[list[Cell]] = [
-        [run.name, env, group, run.seed, run.status, run.error or ("no score in it" if run.finished else None)]
-        for (env, group), cell in sorted(study.cells.items())
-        for run in cell
-        if study.score(run) is None
-    ]
+    rows: list[list[Value]] = [
+        [run.name, *place, run.seed, run.status, run.error or ("no score in it" if run.finished else None)]
+        for place, cell in sorted(study.cells.items()) for run in cell.runs if study.score(run) is None
+    ]  # fmt: skip
     rows += [[name, None, None, None, "unreadable", reason] for name, reason in collection.unreadable.items()]
     return Table(["run", "environment", "group", "seed", "status", "last error line"], rows, names=6)
 
 
-def differences(comparisons: Mapping[str, list[Comparison]]) -> Table:
+def differences(comparisons: Comparisons) -> Table:
     """Every comparison in full precision."""
     head = ["environment", "leader", "other", "seeds", "seeds of other", "difference", "low", "high"]
-    rows: list[list[Cell]] = [
-        [env, c.leader, c.other, *c.seeds, c.difference, *c.interval]
+    rows: list[list[Value]] = [
+        [env, c.leader.group, c.other.group, len(c.leader.scores), len(c.other.scores), c.difference, *c.interval]
         for env, found in comparisons.items() for c in found
     ]  # fmt: skip
     return Table(head, rows, names=3)
 
 
 def across(aggregate: Aggregate, tag: str) -> Table:
-    """The probability that the best group beats another, and the interquartile mean where there is a scale."""
-    beats = f"P(the first {words_for(tag).beats} it)"
-    rows = [
-        [group, *_share(aggregate.improvement.get(group)), *_share(aggregate.iqm.get(group))]
-        for group in aggregate.ranked
-    ]
-    head = ["group", beats, "95 % interval", "IQM", "95 % interval"]
-    return Table(head, rows, strong=frozenset([0] if aggregate.clear else []))
+    """The probability that the best group beats another, and the interquartile mean where there is a scale.
+
+    The best group stands out only where it can be told from every other.
+    """
+    head = ["group", f"P(the first {words_for(tag).beats} it)", "95 % interval", "IQM", "95 % interval"]
+    ranked = list(aggregate.iqm) or [aggregate.best, *aggregate.improvement]
+    rows = [[group, *_share(aggregate.improvement.get(group)), *_share(aggregate.iqm.get(group))] for group in ranked]
+    clear = all(interval.low > 0.5 for _, interval in aggregate.improvement.values())
+    return Table(head, rows, strong=frozenset([0] if clear else []))
 
 
-def _share(estimate: Estimate | None) -> list[Cell]:
+def _share(estimate: Estimate | None) -> list[Value]:
     if estimate is None:
         return [None, None]
     value, interval = estimate
     return [f"{value:.2f}", f"[{interval.low:.2f}, {interval.high:.2f}]"]
 
 
-def settings(table: dict[str, dict[str, str]], groups: Sequence[str]) -> Table:
-    """Every setting in which the runs differ, also those that follow from the algorithm or the environment."""
-    rows = [[plain(key), *values.values()] for key, values in table.items()]
-    return Table(["setting", *groups], rows, names=1 + len(groups))
+def settings(study: Study) -> Table:
+    """Every setting that is not the same in all runs, also if it follows from the algorithm or the environment."""
+    keys = [key for key in varying(study.runs) if not key.startswith("chosen.") and not key.endswith("._partial_")]
+    cells = study.cells.values()
+    members = [[run for cell in cells if cell.group == group for run in cell.runs] for group in study.groups]
+    rows = []
+    for key in sorted({*keys} - {"seed", "env.id", "command"}):
+        values = [{plain(value_of(run, key)) if key in run.settings else "-" for run in runs} for runs in members]
+        rows.append([plain(key), *(" | ".join(in_order(found)) for found in values)])
+    return Table(["setting", *study.groups], rows, names=1 + len(study.groups))
 
 
-def commands(runs: Sequence[Run]) -> Table:
+def commands(runs: Sequence[RunRecord]) -> Table:
     """The commands that made the runs: of their sweep, or their own without the seed."""
-    made: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        words, flag = read_json(run.directory.parent / SWEEP).get("command"), ""
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            words = [word for word in run.settings["command"] if not word.startswith("seed=")]
-            flag = " seed=..." if len(words) < len(run.settings["command"]) else ""
-        made[f"rl-runner {plain(shlex.join(words))}{flag}" if words or flag else ""].append(run)
-    rows: list[list[Cell]] = [[command, len(members)] for command, members in made.items() if command]
+    rows: list[list[Value]] = [[command, len(made)] for command, made in grouped(runs, _command).items() if command]
     return Table(["command", "runs"], rows)
+
+
+def _command(run: RunRecord) -> str:
+    words, flag = read_json(run.directory.parent / SWEEP).get("command"), ""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        words = [word for word in run.settings["command"] if not word.startswith("seed=")]
+        flag = " seed=..." if len(words) < len(run.settings["command"]) else ""
+    return f"rl-runner {plain(shlex.join(words))}{flag}" if words or flag else ""
+
+
+def search_trials(search: SearchRecord) -> Table:
+    """The best trials of a search."""
+    best = search.ranked[:MOST_TRIALS]
+    keys = list(dict.fromkeys(key for trial in best for key in trial.params))
+    rows = [
+        [str(trial.number), *(parameter(trial.params.get(key, NONE)) for key in keys), f"{trial.value:.4g}"]
+        for trial in best
+    ]
+    return Table(["trial", *map(plain, keys), "score"], rows)
+
+
+def parameter(value: Any) -> str:
+    """A hyperparameter's value as it is shown."""
+    return f"{value:.3g}" if isinstance(value, float) else plain(str(value))
