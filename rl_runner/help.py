@@ -68,7 +68,8 @@ def comments(files: Iterable[notes.File], choices: Mapping[str, str], typed: Seq
             said = [texts[key], f"here from {file.name}", text] if from_elsewhere else [text or texts.get(key, "")]
             texts[key] = "; ".join(filter(None, said))
         if file.group:
-            texts[prefix] = f"{choices[file.group]}: {file.header}" if file.header else choices[file.group]
+            choice = choices.get(file.group, "")
+            texts[prefix] = ": ".join(filter(None, [choice, file.header]))
     for key in set(typed) & texts.keys() - choices.keys():
         texts[key] = "; ".join(filter(None, [texts[key], "here from the command line"]))
     return texts

@@ -130,13 +130,13 @@ class Net(nn.Module):
         network: NetworkFactory,
         encoder: Any,
         generator: torch.Generator,
-        n_out: int,
+        outputs: int,
         n_action: int = 0,
         lead: tuple[int, ...] = (),
     ):
         super().__init__()
         self.encoder = None if names(network, "spec") else encoder
-        sizes = {"n_in": encoder.n_out + n_action, "n_out": n_out, "lead": lead}
+        sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
         self.told = names(self.net.forward, "training")

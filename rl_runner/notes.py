@@ -68,7 +68,11 @@ def files(choices: Mapping[str, str], places: Sequence[Path], main: str = "confi
         chosen = defaults_of(first) | dict(choices)
         for group, name in chosen.items():
             named = re.sub(r"\$\{(\w+)\}", lambda found: str(chosen.get(found[1])), str(name))
-            yield from _with_bases(group, named, places)
+            if named.startswith("["):  # several options at once
+                for option in re.findall(r"\w+", named):
+                    yield from _with_bases(group, option, places)
+            else:
+                yield from _with_bases(group, named, places)
 
 
 def defaults_of(main: File) -> dict[str, str]:

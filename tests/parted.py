@@ -20,6 +20,8 @@ class Parted(SAC):
         optimizer: OptimizerFactory,
         actor_optimizer: OptimizerFactory,
         alpha_optimizer: OptimizerFactory,
+        encoder: Any,
+        value: Any,
         seed: int,
         device: Any,
         **keys: Any,
@@ -32,4 +34,8 @@ class Parted(SAC):
             "actor_optimizer": actor_optimizer,
             "alpha_optimizer": alpha_optimizer,
         }
-        super().__init__(spec=spec, network=critic_network, optimizer=optimizer, seed=seed, device=device, **keys)
+        super().__init__(
+            spec=spec, encoder=encoder, value=value, actor_network=critic_network, critic_network=critic_network,
+            actor_optimizer=optimizer, critic_optimizer=optimizer, alpha_optimizer=optimizer, seed=seed, device=device,
+            **keys,
+        )  # fmt: skip

@@ -63,7 +63,7 @@ class Example:
             if self.run.step in (OLDER, NEWER, LATER):
                 self.digests[self.run.step] = digest(self.run)
             if self.run.step in (OLDER, NEWER):
-                checkpoints.save(self.run.step, state_of(self.run))
+                checkpoints.save(self.run.step, snapshot_of(self.run))
 
         train(self.run, accelerate.build_update(self.run.agent, self.run.replay, self.run.averages, "eager"),
               lambda row: None, after_step)  # fmt: skip
@@ -85,7 +85,7 @@ class Example:
         assert log is not None
         log.description = saved.replay
         checkpoints = Checkpoints(directory, self.origin, log, saved)
-        checkpoints.save(LATER, state_of(self.run))
+        checkpoints.save(LATER, snapshot_of(self.run))
         return checkpoints.wait()
 
 

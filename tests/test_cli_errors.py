@@ -17,6 +17,7 @@ import yaml
 from rl_runner.__main__ import main
 from rl_runner.config.problems import ELSEWHERE, flat_keys
 from rl_runner.config.schema import save_config
+from rl_runner.config.targets import PARTS
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 NO_ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is not None, reason="the extra is installed")
@@ -318,6 +319,7 @@ def test_words_of_other_libraries_name_keys_that_exist(configure):
     for algo in ("dqn", "ddpg", "td3", "sac"):
         config = configure(f"algo={algo}", f"env={'CartPole-v1' if algo == 'dqn' else 'Pendulum-v1'}", "tuned=none")
         exist |= set(flat_keys(config.model_dump()))
+    exist |= {f"{part}.{key}" for part, role in PARTS.items() for key in config.group(role.base)}
     named = {ours.split()[0] for ours in ELSEWHERE.values()}
     assert named <= exist
     assert not set(ELSEWHERE) & exist

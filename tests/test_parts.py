@@ -105,7 +105,7 @@ def test_mistakes_name_the_part(
 def test_a_sweep_takes_choices_of_a_part(rl_runner: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[tuple[list[str], Config]] = []
     monkeypatch.setattr(
-        "rl_runner.sweep.conduct.sweep", lambda jobs, configs, *_: swept.extend(zip(jobs, configs, strict=True))
+        "rl_runner.sweep.sweep", lambda jobs, configs, *_: swept.extend(zip(jobs, configs, strict=True))
     )
     assert rl_runner("-m", *PARTED, "actor_optimizer=adam,sgd", "critic_network.hidden=[3],[4]").code == 0
     assert [job[-2:] for job, _ in swept] == [

@@ -29,6 +29,9 @@ MEMBERS = {
         "SGD",
     },
     "replay": {"UniformReplay", "PrioritizedReplay", "LastReplay"},
+    "encoder": {"Flat"},
+    "value": {"Scalar"},
+    "loggers": {"TensorBoard"},
     "hydra.launcher": {"Local", "Slurm", "Ray"},
     "hydra.sweeper": {"Search"},
 }  # fmt: skip

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Our keys, and what Stable-Baselines3, CleanRL and Spinning Up call them.
 THEIRS = {
-    "algo.actor_lr": "pi_lr policy_lr",
+    "actor_optimizer.lr": "pi_lr policy_lr",
     "algo.alpha": "autotune ent_coef",
     "algo.epsilon_fraction": "exploration_fraction",
     "algo.epsilon_min": "end_e exploration_final_eps",
