@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from rl_runner import accelerate, header
 from rl_runner.config.schema import Config, factory, save_config, written_values
 from rl_runner.config.targets import PARTS
@@ -50,6 +52,7 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
     }
     for name in ("network", "optimizer", "encoder", "value", *PARTS):
         wired[name] = factory(name, config.group(name), config.plugins)
+    torch.manual_seed(config.seed)  # PyTorch's own layers, in a network of the user's, draw from the global stream
     return wire(factory("algo", config.algo, config.plugins), wired), wired
 
 
