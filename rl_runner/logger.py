@@ -144,20 +144,20 @@ class Guarded:
             self._attempt(lambda: self._open(step, state))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        if self._sink:
+        if self._sink is not None:
             self._attempt(lambda: self._sink.write(step, row))
 
     def sync(self, rows: Callable[[], Iterable[tuple[int, Mapping[str, float]]]]) -> dict[str, Any]:
         """What the sink needs to go on; empty if it pauses."""
-        if not self._sink:
+        if self._sink is None:
             self._attempt(lambda: self._again(rows()))
         state: dict[str, Any] = {}
-        if self._sink:
-            self._attempt(lambda: state.update(self._sink.sync()))
+        if self._sink is not None:  # by way of JSON, so that what a checkpoint cannot hold stops no run
+            self._attempt(lambda: state.update(json.loads(json.dumps(self._sink.sync()))))
         return state
 
     def close(self) -> None:
-        if self._sink:
+        if self._sink is not None:
             self._attempt(lambda: self._sink.close())
 
     def _open(self, step: int, state: Mapping[str, Any] | None) -> None:

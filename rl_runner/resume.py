@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
 
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
     """UserError with the differences if the run in `directory` was made by another config."""
-    there, here = flatten(DEFAULTS_ADDED_LATER | renewed(saved.origin["config"])), flatten(written_values(config))
+    was = renewed(saved.origin["config"], config.plugins)
+    there, here = flatten(DEFAULTS_ADDED_LATER | was), flatten(written_values(config))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())

@@ -36,7 +36,7 @@ class Sink(Protocol):
         """One logged row by tag; finite values only."""
 
     def sync(self) -> dict[str, Any]:
-        """Bring all rows to where they belong; plain values from which to go on."""
+        """Bring all rows to where they belong; from what to go on, as JSON holds it. If empty: from all rows, anew."""
 
     def close(self) -> None:
         """No row will follow."""

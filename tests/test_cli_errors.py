@@ -156,6 +156,9 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ),
         ("network.hidden=256", ["network.hidden=256: must be a list, such as [256,256]"]),
         ("hydra/launcher=slurm", ["hydra/launcher=slurm is for sweeps: add -m"]),
+        ("loggers=[tensorbord]", ["loggers=tensorbord: no such loggers; did you mean tensorboard?"]),
+        ("encoder=flatt", ["encoder=flatt: no such encoder; did you mean flat?"]),
+        ("algo.actor_lr=1e-3", ["algo.actor_lr: is now actor_optimizer.lr"]),
         (
             "algo=dqn,ddqn env=CartPole-v1 algo.epsilon_min=0.1",
             ["algo=dqn,ddqn: several values: add -m to sweep over them"],

@@ -76,3 +76,22 @@ def test_a_sink_goes_on_where_the_checkpoint_was(known: bool, tmp_path: Path) ->
     again.close()
     assert Memory.made[-1].step == (2 if known else 0)
     assert Memory.made[-1].rows == [[step, row] for step, row in ROWS]
+
+
+def test_a_state_that_no_checkpoint_can_hold_pauses_the_sink_and_not_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Odd(Memory):
+        """Keeps what is no JSON, and counts as nothing."""
+
+        def __len__(self) -> int:
+            return 0
+
+        def sync(self) -> dict[str, Any]:
+            return {"rows": self.rows, "place": tmp_path}
+
+    logger = Logger(tmp_path, {"odd": Odd})
+    logger.write(*ROWS[0])
+    assert Memory.made[-1].rows == [[1, {"a": 1.0}]]
+    assert logger.sync()["sinks"] == {"odd": {}}
+    assert "odd pauses (TypeError: Object of type PosixPath" in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """Networks and optimizers of single parts of an agent: groups that hold differences to `network` and `optimizer`."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from conftest import CONTINUOUS
 from sweeping import Ended
 
 from rl_runner.__main__ import main
-from rl_runner.config.schema import Config, load_config, renewed, save_config
+from rl_runner.config.schema import Config, load_config, renewed, save_config, written_values
+from rl_runner.errors import UserError
 from rl_runner.networks import MLP
+from rl_runner.persistence.checkpoint import Saved
+from rl_runner.resume import check_config
 from rl_runner.run import build_agent
 
 Configure = Callable[..., Config]
@@ -118,13 +122,13 @@ def test_a_saved_key_that_has_another_name_now_is_read(configure: Configure, tmp
     """As in a run from before the parts, by an algorithm that took it and no longer does."""
     algo = {"_target_": "rl_runner.algos.dqn.DQN", "gamma": 0.9, "actor_lr": 0.5, "alpha_lr": None}
     saved = {"seed": 1, "algo": algo}
-    assert renewed(saved) == {
+    assert renewed(saved, []) == {
         "seed": 1,
         "algo": {"_target_": "rl_runner.algos.dqn.DQN", "gamma": 0.9},
         "actor_optimizer": {"lr": 0.5},
     }
-    assert renewed(saved | {"actor_optimizer": {"lr": 2.0}})["actor_optimizer"] == {"lr": 2.0}
-    assert renewed({"algo": algo | {"_target_": "os.system"}})["algo"]["actor_lr"] == 0.5
+    assert renewed(saved | {"actor_optimizer": {"lr": 2.0}}, [])["actor_optimizer"] == {"lr": 2.0}
+    assert renewed({"algo": algo | {"_target_": "os.system"}}, [])["algo"]["actor_lr"] == 0.5
     path = tmp_path / "config.yaml"
     save_config(configure("algo=dqn", "env=CartPole-v1"), path)
     saved = yaml.safe_load(path.read_text())
@@ -141,3 +145,16 @@ def test_a_saved_part_that_is_none_is_refused(rl_runner: Callable[..., Ended], c
     ended = rl_runner("eval", ".")
     assert (ended.code, len(ended.err)) == (2, 1)
     assert "critic_network" in ended.err[0]
+
+
+def test_a_checkpoint_that_names_a_package_has_it_imported_by_nobody(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text("class Agent: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = configure("algo=dqn", "env=CartPole-v1")
+    claimed = {"plugins": ["stranger"], "algo": {"_target_": "stranger.Agent", "actor_lr": 1.0}}
+    saved = Saved(1, 0, {"config": written_values(config) | claimed}, None, {})
+    with pytest.raises(UserError, match=r"algo\._target_ is stranger\.Agent there"):
+        check_config(config, saved, tmp_path)
+    assert "stranger" not in sys.modules

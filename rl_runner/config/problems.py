@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError
 
+from rl_runner import notes
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
@@ -131,6 +133,9 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
             return f"{override}: the value is not understood; close its brackets, or quote it: {key}=\\'value\\'"
         case MissingConfigException(options=options) if options:
             return unknown_choice(key, value, options)
+        case MissingConfigException(missing_cfg_file=str(file)) if value.startswith("["):  # one of several
+            group, _, name = file.rpartition("/")
+            return unknown_choice(group, name, notes.options(group, [notes.CONFIGS]))
     if isinstance(error.__cause__ or error, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(key, known)
     if first.startswith("Could not append"):

@@ -32,6 +32,7 @@ from rl_runner.config.targets import factory as factory
 from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import COMMAND, CONFIG, SWEEP, command_line_of, flatten
+from rl_runner.wiring import names
 
 
 def _device(name: str) -> str:
@@ -148,7 +149,7 @@ def parse(
     problems += env_problems
     algo = groups["algo"].target
     for name, group in groups.items():
-        if algo and values[name] and name in PARTS and not targets.names(algo, name):
+        if algo and values[name] and name in PARTS and not names(algo, name):
             problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
         else:
             problems += group.problems
@@ -200,7 +201,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     unknown = [name for name in _packages(values, typed) if not targets.within(name, trusted)]
     if packages := ",".join(dict.fromkeys(name.partition(".")[0] for name in unknown)):
         raise UserError(f"{path} would import {packages}: if you trust it, add plugins=[{packages}]")
-    values = renewed(values)
+    values = renewed(values, _strings(values.get("plugins")))
     chosen = values.pop("chosen", {})
     if not isinstance(chosen, Mapping):
         raise UserError(f"{path} is not the config of a run")
@@ -211,8 +212,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config in today's words: a key that has another name now, unless its class still takes it."""
+def renewed(values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
+    """A saved config in today's words: a key that has another name now, unless its class still takes it.
+
+    `plugins`: the packages that may be imported for that, whatever the config itself names.
+    """
     renewed = deepcopy(dict(values))
     for old, new in RENAMED.items():
         (group, key), (place, name) = old.split("."), new.split(".")
@@ -220,7 +224,7 @@ def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(keys, dict) or key not in keys:
             continue
         try:
-            target = targets.resolve(group, keys.get("_target_"), _strings(values.get("plugins")))
+            target = targets.resolve(group, keys.get("_target_"), plugins)
             takes = targets.schema(target, group)
         except UserError:
             continue  # which is said elsewhere

@@ -74,13 +74,6 @@ ROLES = {
     ),
 }
 GROUPS = tuple(role for role in ROLES if "." not in role and role != "loggers")  # of the config; loggers are several
-
-
-def role_of(group: str) -> Role:
-    """What a group has to be: `algo`, `loggers.tensorboard`."""
-    return ROLES["loggers" if group.startswith("loggers.") else group]
-
-
 # Optimizers that no network here can use: a base class, one for closures, for sparse gradients, for matrices alone.
 UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
 # Packages that are nobody's plug-in: naming one would open all that it can do to a config.
@@ -103,6 +96,11 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=Strict)
+
+
+def role_of(group: str) -> Role:
+    """What a group has to be: `algo`, `loggers.tensorboard`."""
+    return ROLES["loggers" if group.startswith("loggers.") else group]
 
 
 def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[..., Any]:
@@ -219,11 +217,6 @@ def schema(target: Callable[..., Any], group: str, partial: bool = False) -> typ
         model.model_config["extra"] = "allow"
         model.model_rebuild(force=True)
     return model
-
-
-def names(target: Callable[..., Any], parameter: str) -> bool:
-    """Whether a constructor asks for a parameter by its name, as it must for what the runner wires."""
-    return parameter in _signature(target)
 
 
 def takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:
