@@ -113,6 +113,7 @@ def initial_state(optimizer: Optimizer, p: Tensor) -> dict[str, Tensor]:
     """The state that PyTorch's optimizer would create at its first step, so that a graph sees it from the start."""
     group, form = optimizer.param_groups[0], FUNCTIONAL[type(optimizer)]
     names = [name for name, needed in form.states.items() if needed is None or group[needed]]
+    names.sort(key=lambda name: name != "step")  # which PyTorch creates first
     return {name: torch.zeros_like(p) if name != "step" else torch.zeros((), device=p.device) for name in names}
 
 
