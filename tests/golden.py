@@ -99,7 +99,8 @@ def record(code: Path, name: str, place: Path) -> Record:
     if name == "sweep":
         run(code, f"{SWEEP} hydra.sweep.dir={place}/sweep", place)
         tables = {path.name: figures(path) for path in sorted((place / "sweep/report").glob("*.csv"))}
-        return {f"{table}: {key}": value for table, rows in tables.items() for key, value in rows.items()}
+        cells = {f"{table}: {key}": value for table, rows in tables.items() for key, value in rows.items()}
+        return {key: value.replace(str(place), "") for key, value in cells.items()}  # the sweep's own command names it
     found = record_of(code, COMMANDS[name], place / "run", stop=False)
     if name in STOPPED:
         again = record_of(code, COMMANDS[name], place / "stopped", stop=True)

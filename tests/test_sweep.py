@@ -35,6 +35,8 @@ from rl_runner.sweep.jobs import (
 Command = Callable[..., Ended]
 NOTHING = "will learn nothing, they end before their first update: raise total_steps or lower learning_starts"
 
+BEFORE = {"SAC": "c990f3f8", "SAC, actor": "82e052a4", "TD3": "aa5ff9ba", "DQN": "281a2385"}  # by revision b8efe8f
+
 
 def test_four_of_eight_jobs_fail_and_only_those_run_again(
     rl_runner: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,3 +338,29 @@ def test_failures_are_named_even_without_a_report(
         str(other / LOG),
         f"there is no report: [Errno 17] File exists: '{saved_sweep}/report'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["algo=sac", "env=Pendulum-v1", "tuned=none"], "SAC"),
+        (["algo=sac", "env=Pendulum-v1", "tuned=none", "++actor_optimizer.lr=1e-3"], "SAC, actor"),
+        (["algo=td3", "env=Pendulum-v1", "tuned=none"], "TD3"),
+        (["algo=dqn", "env=CartPole-v1", "tuned=none"], "DQN"),
+    ],
+)
+def test_a_job_has_the_name_that_it_had_before_parts_had_optimizers(
+    configure: Callable[..., Config], words: list[str], name: str
+) -> None:
+    assert job_hash(configure(*words)) == BEFORE[name]
+    more = configure(*words, "++optimizer.eps=1e-5")
+    assert job_hash(more) != BEFORE[name]
+
+
+def test_what_is_new_in_a_job_is_in_its_name(configure: Callable[..., Config]) -> None:
+    common = ("algo=sac", "env=Pendulum-v1", "tuned=none")
+    differing = ((), ("++actor_optimizer.lr=1e-3",), ("++alpha_optimizer.lr=1e-3",), ("++critic_optimizer.lr=1e-3",),
+                 ("++critic_network.hidden=[9]",), ("optimizer@actor_optimizer=adam",),
+                 ("optimizer@actor_optimizer=sgd",))  # fmt: skip
+    assert len({job_hash(configure(*common, *words)) for words in differing}) == len(differing)
+    assert job_hash(configure(*common, "loggers=[]")) == job_hash(configure(*common))

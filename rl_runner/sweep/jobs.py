@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rl_runner.config.problems import RENAMED
 from rl_runner.config.schema import Config, save_config, words_to_trust
-from rl_runner.config.targets import resolve
+from rl_runner.config.targets import ROLES, is_difference, resolve
 from rl_runner.config.validate import env_spec
 from rl_runner.persistence import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 from rl_runner.train import updates_due
+from rl_runner.wiring import names
 
 LOG = "log.txt"
 END_OF_LOG = 10_000  # bytes that are read of it
 LONGEST_LINE = 500  # of it that is shown
 LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 # What changes no number that a job writes.
-IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh"}
+IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh", "loggers"}
 # What decides how long an environment step takes.
 PACE = ("env", "network", "num_envs", "update_every", "updates", "device", "threads", "accelerate", "precision")
 ALGO_PACE = ("_target_", "batch_size")
@@ -108,8 +110,21 @@ def grid_identity(configs: Sequence[Config]) -> list[str]:
 
 
 def job_hash(config: Config) -> str:
-    """Eight hexadecimal digits for everything that decides a job's results."""
-    return content_hash(config.model_dump(mode="json", exclude=IRRELEVANT))
+    """Eight hexadecimal digits for everything that decides a job's results.
+
+    What is said in words of a later version is hashed in those from before, so that older sweeps go on: groups that say
+    nothing new are left out, renamed keys stand in their old places.
+    """
+    values = config.model_dump(mode="json", exclude=IRRELEVANT)
+    algo = resolve("algo", config.algo["_target_"], config.plugins)
+    for old, new in RENAMED.items():
+        (group, key), (part, name) = old.split("."), new.split(".")
+        own = values.get(part, {})
+        if names(algo, part) and is_difference(own):
+            values[group][key] = own.get(name)
+            values[part] = {other: value for other, value in own.items() if other != name}
+    news = {name: group for name, group in values.items() if name not in ROLES or group != ROLES[name].missing}
+    return content_hash(news)
 
 
 def content_hash(content: Mapping[str, Any] | Sequence[Any]) -> str:
