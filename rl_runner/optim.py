@@ -81,24 +81,37 @@ def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) 
     return norm
 
 
-def polyak(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """θ⁻ ← τθ + (1-τ)θ⁻, in place (Lillicrap et al. 2016); buffers, such as running statistics, alike."""
-    with torch.no_grad():
-        torch._foreach_lerp_(_tensors(target, floating=True), _tensors(online, floating=True), tau)
-        if counts := _tensors(target, floating=False):
-            torch._foreach_copy_(counts, _tensors(online, floating=False))
+class Targets:
+    """Target networks beside those that they follow, their tensors found once: walking through modules takes longer.
 
+    Buffers, which a network may replace, are looked up by their owners.
+    """
 
-def hard_copy(target: nn.Module, online: nn.Module) -> None:
-    """θ⁻ ← θ, buffers too, in place (Mnih et al. 2015)."""
-    with torch.no_grad():
-        for floating in (True, False):
-            if tensors := _tensors(target, floating):
-                torch._foreach_copy_(tensors, _tensors(online, floating))
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module]):
+        self.targets: list[Tensor] = [p for target, _ in pairs for p in target.parameters()]
+        self.online: list[Tensor] = [p for _, online in pairs for p in online.parameters()]
+        owners = [owned for pair in pairs for owned in zip(*(module.modules() for module in pair), strict=True)]
+        self.buffers = [(*owned, name) for owned in owners for name, _ in owned[0].named_buffers(recurse=False)]
 
+    @torch.no_grad()
+    def polyak(self, tau: float) -> None:
+        """θ⁻ ← τθ + (1-τ)θ⁻, in place (Lillicrap et al. 2016); running statistics alike, counts are copied."""
+        torch._foreach_lerp_(self.targets, self.online, tau)
+        for target, online in self._buffers():
+            if target.is_floating_point():
+                target.lerp_(online, tau)
+            else:
+                target.copy_(online)
 
-def _tensors(module: nn.Module, floating: bool) -> list[Tensor]:
-    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() is floating]
+    @torch.no_grad()
+    def copy(self) -> None:
+        """θ⁻ ← θ, buffers too, in place (Mnih et al. 2015)."""
+        torch._foreach_copy_(self.targets, self.online)
+        for target, online in self._buffers():
+            target.copy_(online)
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        return [(getattr(target, name), getattr(online, name)) for target, online, name in self.buffers]
 
 
 def traceable(optimizer: Optimizer) -> bool:

@@ -21,7 +21,7 @@ from rl_runner.networks import (
     GaussianActor,
     QNetwork,
 )
-from rl_runner.optim import build, hard_copy, minimize, polyak
+from rl_runner.optim import Targets, build, minimize
 
 PLAIN = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False)
 BOX = Spec((3,), torch.float32, None, None, 2, 1, None)
@@ -221,10 +221,12 @@ def test_a_network_may_read_the_observation_and_keep_running_statistics() -> Non
     assert not torch.equal(critics(obs, action), before)
     assert torch.allclose(critics.first(obs, action), critics(obs, action)[0])
     assert torch.equal(target(obs, action), before)
-    polyak(target, critics, 0.5)
+    targets = Targets((target, critics))
+    critics.net.mean = critics.net.mean.clone()  # as many networks do
+    targets.polyak(0.5)
     assert torch.allclose(target.net.mean, (0.25 * mean).expand(2, 1, 5))
     assert target.net.seen == 1
-    hard_copy(target, critics)
+    targets.copy()
     assert torch.equal(target(obs, action), critics(obs, action))
 
 

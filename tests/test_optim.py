@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from rl_runner.optim import build, hard_copy, minimize, parameters, polyak, traceable, with_linear_decay
+from rl_runner.optim import Targets, build, minimize, parameters, traceable, with_linear_decay
 
 ADAM = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3}
 VARIANTS: list[tuple[type[Optimizer], dict[str, Any]]] = [
@@ -177,10 +177,11 @@ def test_target_networks_follow_in_place() -> None:
     for module, weight_value, bias_value in ((target, 1.0, -2.0), (online, 3.0, 4.0)):
         nn.init.constant_(module.weight, weight_value)
         nn.init.constant_(module.bias, bias_value)
-    polyak(target, online, 0.25)
+    targets = Targets((target, online))
+    targets.polyak(0.25)
     assert (target.weight.item(), target.bias.item()) == (0.25 * 3 + 0.75 * 1, 0.25 * 4 + 0.75 * -2)
     assert (online.weight.item(), online.bias.item()) == (3.0, 4.0)
-    hard_copy(target, online)
+    targets.copy()
     assert (target.weight.item(), target.bias.item()) == (3.0, 4.0)
     assert target.weight is weight
     nn.init.zeros_(online.weight)

@@ -14,9 +14,9 @@ from gymnasium import spaces
 from scipy import stats
 
 from rl_runner import accelerate, header
-from rl_runner.algos import dqn
 from rl_runner.errors import RunFailed
 from rl_runner.logger import Averages
+from rl_runner.optim import Targets
 from rl_runner.run import build, params_sha256
 from rl_runner.train import Run, crossed, train, training_row, uniform_policy, updates_due
 
@@ -155,7 +155,7 @@ def test_the_target_network_is_copied_by_environment_steps_of_the_whole_run(
     words = ("env=Short-v0", "algo.target_every=10", "update_every=4", "updates=2", "learning_starts=8")
     run = start(configure, "dqn", *words)
     copied: list[int] = []
-    monkeypatch.setattr(dqn, "hard_copy", lambda target, online: copied.append(run.step))
+    monkeypatch.setattr(Targets, "copy", lambda self: copied.append(run.step))
     finish(run)
     assert run.updates == 2 * (60 - 8) // 4
     assert copied == [12, 20, 32, 40, 52, 60]

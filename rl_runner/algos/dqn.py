@@ -15,7 +15,7 @@ from rl_runner.envs import Spec
 from rl_runner.explore import RepeatedActions, epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
 from rl_runner.networks import NetworkFactory, QNetwork
-from rl_runner.optim import OptimizerFactory, build, hard_copy, minimize, polyak
+from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.ranges import AboveOne, Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -77,6 +77,7 @@ class DQN:
         features = wire(encoder, {"spec": spec, "generator": init})
         self.q = QNetwork(spec, network, features, self.value.outputs, init).to(device)
         self.target_q = deepcopy(self.q).requires_grad_(False)
+        self.targets = Targets((self.target_q, self.q))
         self.optimizer = build(optimizer, self.q.parameters())
 
     @torch.no_grad()
@@ -112,7 +113,7 @@ class DQN:
         """Copy the target network if its time has come, then one gradient step; metrics and |δ| `[B]`."""
         if self.tau is None and step // self.target_every > self.copies:
             self.copies = step // self.target_every
-            hard_copy(self.target_q, self.q)
+            self.targets.copy()
         return self.learn(batch)
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -126,7 +127,7 @@ class DQN:
         grad_norm = minimize(self.value.loss(out, target, batch.weight, self.huber), self.optimizer, self.max_grad_norm)
 
         if self.tau is not None:
-            polyak(self.target_q, self.q, self.tau)
+            self.targets.polyak(self.tau)
 
         metrics, td_error = critic_report(self.value, out, target)
         return metrics | {"grads/q_norm": grad_norm}, td_error

@@ -12,7 +12,7 @@ from rl_runner import losses
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
 from rl_runner.networks import Critics, GaussianActor, NetworkFactory
-from rl_runner.optim import OptimizerFactory, build, minimize, polyak
+from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -78,6 +78,7 @@ class SAC:
         self.actor = GaussianActor(spec, actor_network, Shared(features), init, (log_std_min, log_std_max)).to(device)
         self.critics = Critics(spec, critic_network, features, self.value.outputs, 2, init).to(device)
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
+        self.targets = Targets((self.target_critics, self.critics))
         self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
         self.critic_optimizer = build(critic_optimizer, self.critics.parameters())
         self.learn_alpha = alpha == "auto"
@@ -152,6 +153,6 @@ class SAC:
             minimize(alpha_loss, self.alpha_optimizer)
             metrics["losses/alpha_loss"] = alpha_loss.detach()
 
-        polyak(self.target_critics, self.critics, self.tau)
+        self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)

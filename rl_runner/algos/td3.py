@@ -13,7 +13,7 @@ from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
 from rl_runner.explore import GaussianNoise, NoisyPolicy
 from rl_runner.networks import Critics, DeterministicActor, NetworkFactory
-from rl_runner.optim import OptimizerFactory, build, minimize, polyak
+from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -83,6 +83,7 @@ class TD3(NoisyPolicy):
         self.critics = Critics(spec, critic_network, features, self.value.outputs, 2, init).to(device)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
+        self.targets = Targets((self.target_critics, self.critics), (self.target_actor, self.actor))
         self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
         self.critic_optimizer = build(critic_optimizer, self.critics.parameters())
 
@@ -114,7 +115,6 @@ class TD3(NoisyPolicy):
             actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
             metrics |= {"losses/actor_loss": actor_loss.detach(), "grads/actor_norm": actor_norm}
 
-            polyak(self.target_critics, self.critics, self.tau)
-            polyak(self.target_actor, self.actor, self.tau)
+            self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)
