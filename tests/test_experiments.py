@@ -19,7 +19,7 @@ def test_header_is_the_command(path: Path, rl_runner: Callable[..., Ended]) -> N
     program, *words = shlex.split(command.removeprefix("# "))
     assert program == "rl-runner"
     assert f"experiment={path.stem}" in words
-    ended = rl_runner(*words, "dry_run=true")
+    ended = rl_runner(*words, "seed=0", "dry_run=true")
     assert (ended.code, ended.err) == (0, [])
     assert ended.out[-1].split()[1] == "jobs"
 

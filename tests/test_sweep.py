@@ -38,15 +38,15 @@ NOTHING = "will learn nothing, they end before their first update: raise total_s
 BEFORE = {"SAC": "c990f3f8", "SAC, actor": "82e052a4", "TD3": "aa5ff9ba", "DQN": "281a2385"}  # by revision b8efe8f
 
 
-def test_four_of_eight_jobs_fail_and_only_those_run_again(
+def test_four_of_five_jobs_fail_and_only_those_run_again(
     rl_runner: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("-m", *TINY, "+env.kwargs.what=calm,raise,exit,kill,not_a_number,a,b,c")
+    words = ("-m", *TINY, "+env.kwargs.what=calm,raise,exit,kill,not_a_number")
     first = rl_runner(*words)
     assert first.code == 1
     sweep = only(tmp_path, "outputs/sweeps/*")
     failures = "\n".join(first.err)
-    assert "4 of 8 jobs failed:" in failures
+    assert "4 of 5 jobs failed:" in failures
     for what, complaint in [
         ("raise", "ZeroDivisionError: the pole fell through the floor"),
         ("exit", "SystemExit: 0"),
@@ -55,7 +55,7 @@ def test_four_of_eight_jobs_fail_and_only_those_run_again(
     ]:
         assert re.search(rf"env.kwargs.what={what}: .*{complaint}", failures), failures
     finished = {path.parent: path.stat().st_mtime_ns for path in sweep.glob(f"*/{RESULT}")}
-    assert {path.name.rsplit(",", 1)[0] for path in finished} == {f"env.kwargs.what={w}" for w in ("calm", *"abc")}
+    assert {path.name.rsplit(",", 1)[0] for path in finished} == {"env.kwargs.what=calm"}
     assert (sweep / "report/index.html").is_file()
 
     monkeypatch.setenv(CURED, "1")
@@ -63,7 +63,7 @@ def test_four_of_eight_jobs_fail_and_only_those_run_again(
     assert again.code == 0
     started = {line.split(":")[0] for line in again.out if line.endswith(": running")}
     assert started == {f"env.kwargs.what={w}" for w in ("raise", "exit", "kill", "not_a_number")}
-    assert len(list(sweep.glob(f"*/{RESULT}"))) == 8
+    assert len(list(sweep.glob(f"*/{RESULT}"))) == 5
     assert all((path / RESULT).stat().st_mtime_ns == changed for path, changed in finished.items())
 
 

@@ -106,7 +106,7 @@ def quick_yaml(monkeypatch):
     monkeypatch.setattr(OmegaConf, "load", load_once)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_random_wrong_overrides(seed, tmp_path, monkeypatch, capsys, quick_yaml):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rl-runner"])
