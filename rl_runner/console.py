@@ -85,3 +85,8 @@ def quiet() -> Iterator[None]:
             for descriptor, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, descriptor)
                 os.close(copy)
+
+
+def printable(text: str) -> str:
+    """The text on one line of printable characters, which does nothing to a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()

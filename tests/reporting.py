@@ -6,7 +6,21 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from rl_runner.report import as_text, write
+from rl_runner.report.aggregate import Reference
+from rl_runner.report.findings import Findings
+
 TAG = "eval/return_mean"
+
+
+def write_report(directories: list[Path], out: Path, title: str = "", reference: Reference | None = None) -> Path:
+    """Write a report; its page."""
+    return write(Findings(directories, TAG, reference), out, title)
+
+
+def summary(directories: list[Path], tag: str = TAG) -> str:
+    """What a report says in the terminal."""
+    return as_text(Findings(directories, tag))
 
 
 def write_run(

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting import TAG, write_group, write_run
+from reporting import TAG, summary, write_group, write_report, write_run
 from scipy import stats
 
 from rl_runner.errors import UserError
-from rl_runner.report import main, statistics, summary, write_report
+from rl_runner.report import main, statistics
 from rl_runner.report.aggregate import Reference, aggregate, read_reference
-from rl_runner.report.page import Findings
-from rl_runner.report.sentences import RETURNS, Comparison
-from rl_runner.report.study import Cell
+from rl_runner.report.findings import Comparison, Findings
+from rl_runner.report.study import RETURNS, Cell
 
 
 def study_of(*directories: Path):

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from reporting import TAG, write_group, write_run
+from reporting import TAG, summary, write_group, write_run
 
 from rl_runner.errors import UserError
-from rl_runner.report import main, summary
+from rl_runner.report import main
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.page import Findings
+from rl_runner.report.findings import Findings
 
 BOMB = "a: &a [1, 2, 3]\n" + "".join(
     f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in itertools.pairwise("abcdefghijk")

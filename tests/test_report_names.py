@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 from reporting import TAG, write_group, write_run
 
-from rl_runner.report import as_text, main
+from rl_runner.console import printable
+from rl_runner.report import as_text, main, tables
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.load import plain
-from rl_runner.report.page import Findings
+from rl_runner.report.findings import Findings
 from rl_runner.report.plots import file_name
 from rl_runner.report.study import LONGEST, shown
 from rl_runner.report.tables import markdown_escaped
@@ -73,7 +73,7 @@ def everywhere(root: Path) -> tuple[Path, Path]:
     search = {"trials": [trial], "importance": dict.fromkeys(HOSTILE, 1.0)}
     (runs / f"search {SHORT}/search.json").write_text(json.dumps(search))
     (runs / "sweep.json").write_text(json.dumps({"command": ["-m", *HOSTILE]}))
-    published = {name: {f"{plain(SHORT)}/E": {"1000": [1.0, 2.0]}} for name in HOSTILE}
+    published = {name: {f"{printable(SHORT)}/E": {"1000": [1.0, 2.0]}} for name in HOSTILE}
     (root / "reference.json").write_text(json.dumps({"scores": published}))
     return runs, root / "reference.json"
 
@@ -90,7 +90,7 @@ def test_no_name_is_markup(tmp_path: Path):
     assert len(page.ids) == len(set(page.ids))
     text = "".join(page.text)
     for name in HOSTILE:
-        label = plain(f"kind={name.replace(' ', '')}")
+        label = printable(f"kind={name.replace(' ', '')}")
         assert len(label) > LONGEST or label in text, "it is shown as it is"
     for path in out.glob("*.csv"):
         with path.open(encoding="utf-8", newline="") as file:
@@ -203,22 +203,22 @@ def test_the_page_lists_all_that_differs_and_the_commands(tmp_path: Path):
 
 def test_columns_without_content_are_shown_nowhere_but_in_the_csv(tmp_path: Path):
     write_group(tmp_path, [1.0, 2.0])
-    table = findings(tmp_path).results["CartPole-v1"]
+    table = tables.results(findings(tmp_path), "CartPole-v1")
     shown_head = table.text().splitlines()[0].split("  ")
     assert "failed" not in "".join(shown_head)
     main([str(tmp_path), "--out", str(tmp_path / "report")])
     page = (tmp_path / "report/index.html").read_text()
     assert [heading for heading in re.findall("<th[^>]*>(.*?)</th>", page) if heading == "failed"] == []
     write_run(tmp_path / "lost", seed=5, score=None, status="failed")
-    assert "failed" in findings(tmp_path).results["CartPole-v1"].text()
+    assert "failed" in tables.results(findings(tmp_path), "CartPole-v1").text()
 
 
 def test_the_best_mean_stands_out_only_where_it_can_be_told(tmp_path: Path):
     write_group(tmp_path, [1.0, 5.0], "dqn")
     write_group(tmp_path, [2.0, 6.0], "ddqn")
-    assert findings(tmp_path).results["CartPole-v1"].strong == frozenset()
+    assert tables.results(findings(tmp_path), "CartPole-v1").strong == frozenset()
     write_group(tmp_path, [100.0, 101.0], "sac")
-    assert findings(tmp_path).results["CartPole-v1"].strong == frozenset([0])
+    assert tables.results(findings(tmp_path), "CartPole-v1").strong == frozenset([0])
 
 
 def test_every_csv_holds_numbers(tmp_path: Path):

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from reporting import summary, write_report
 from sweeping import Ended
 
 from rl_runner.config.schema import Config, save_config
 from rl_runner.errors import Interrupted, RunFailed, UserError
 from rl_runner.persistence import CONFIG, METRICS, RESULT, SEARCH, STATUS, read_json, write_json
-from rl_runner.report import summary, write_report
 from rl_runner.sweep import crew as crew_module
 from rl_runner.sweep.crew import crew_of
 from rl_runner.sweep.jobs import Job
@@ -44,6 +44,12 @@ class Toy:
             raise KeyboardInterrupt  # the search itself is killed
         return ToyWorker(job)
 
+    def ended(self, started: "ToyWorker") -> str | None:
+        return started.ended()
+
+    def stop(self, started: "ToyWorker") -> None:
+        started.stopped = True
+
 
 class ToyWorker:
     def __init__(self, job: Job):
@@ -62,9 +68,6 @@ class ToyWorker:
         write_json(self.job.directory / RESULT, {"eval/return_mean": self.score, "total_steps": TOTAL})
         write_json(self.job.directory / STATUS, {"state": "finished"})
         return ""
-
-    def stop(self) -> None:
-        self.stopped = True
 
 
 def with_words(base: Config, words: dict[str, str]) -> Config:
@@ -215,8 +218,10 @@ def test_failed_trial_is_tried_again_by_the_next_command(search: Searcher) -> No
         def start(self, job: Job) -> ToyWorker:
             worker = super().start(job)
             worker.score = float("nan")
-            worker.ended = lambda: "exit code 1"  # type: ignore[method-assign]
             return worker
+
+        def ended(self, started: ToyWorker) -> str | None:
+            return "exit code 1"
 
     record, _ = search(Failing(), n_trials=3)
     assert [trial["state"] for trial in record["trials"]] == ["fail"] * 3

@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 
 from rl_runner.persistence import CONFIG, METRICS, RESULT
-from rl_runner.report import SCORE
+from rl_runner.report import SCORE, as_markdown, write
 from rl_runner.report.aggregate import Reference, read_reference
-from rl_runner.report.page import Findings, write
+from rl_runner.report.findings import Findings
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "results.md"
@@ -77,7 +77,7 @@ def made(name: str, tag: str) -> str:
         findings = Findings([runs], tag, reference)
         write(findings, report, name)
         shutil.copy(report / "curves.png", picture)
-    return findings.markdown(picture, PAGE.parent)
+    return as_markdown(findings, picture, PAGE.parent)
 
 
 def main(words: list[str]) -> None:

@@ -5,13 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rl_runner.errors import UserError
+from rl_runner.report import statistics
 from rl_runner.report.load import Array
-from rl_runner.report.statistics import Interval, iqm, performance_profile, probability_of_improvement
+from rl_runner.report.statistics import Interval
 from rl_runner.report.study import Cell, Study, shown
 
 Estimate = tuple[float, Interval]
@@ -108,24 +110,23 @@ def aggregate(study: Study, reference: Reference) -> Aggregate | None:
     scores = {group: [study.scores(env, group) for env in envs] for group in groups}
     known = {env: reference.anchors[name] for env in envs if (name := without_version(env)) in reference.anchors}
     anchored = known if len(known) > 1 else {}
-    normalised: dict[str, list[Array]] = {}
-    for group in groups if anchored else ():
-        ends = anchored.items()
-        normalised[group] = [(study.scores(env, group) - zero) / (one - zero) for env, (zero, one) in ends]
-    estimates = {group: iqm(values) for group, values in normalised.items()}
+    normalised = {
+        group: [(study.scores(env, group) - zero) / (one - zero) for env, (zero, one) in anchored.items()]
+        for group in (groups if anchored else ())
+    }
+    estimates = {group: statistics.iqm(values) for group, values in normalised.items()}
     ranked = dict(sorted(estimates.items(), key=lambda item: -item[1][0]))
     best = next(iter(ranked), None) or max(groups, key=lambda group: _wins(scores, group))
-    against = {
-        group: probability_of_improvement(scores[best], scores[group], len(groups)) for group in groups if group != best
-    }
+    improved_on = partial(statistics.probability_of_improvement, scores[best], groups=len(groups))
+    against = {group: improved_on(values) for group, values in scores.items() if group != best}
     improvement = dict(sorted(against.items(), key=lambda item: item[1][0]))
     everything = np.concatenate([np.array([0.0, 1.0]), *(x for values in normalised.values() for x in values)])
     thresholds = np.linspace(everything.min(), everything.max(), 201)
-    profiles = {group: performance_profile(values, thresholds) for group, values in normalised.items()}
+    profiles = {group: statistics.performance_profile(values, thresholds) for group, values in normalised.items()}
     return Aggregate(envs, list(anchored), reference.one, best, improvement, ranked, thresholds, profiles)
 
 
 def _wins(scores: dict[str, list[Array]], group: str) -> float:
     """How often a seed of the group has the higher score than one of another."""
     pairs = [(x, y) for other in scores if other != group for x, y in zip(scores[group], scores[other], strict=True)]
-    return float(np.mean([np.mean(np.sign(x[:, None] - y[None, :])) for x, y in pairs]))
+    return float(np.mean([statistics.share_of_wins(x, y) for x, y in pairs]))

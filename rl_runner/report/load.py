@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from tqdm import tqdm
 
 from rl_runner.config.schema import DEFAULTS_ADDED_LATER
+from rl_runner.console import printable
 from rl_runner.errors import UserError
 from rl_runner.persistence import (
     CHECKPOINT,
@@ -102,6 +103,12 @@ class SearchTrial(BaseModel, strict=True):
             raise ValueError("a finished trial has a score")
         return self
 
+    @property
+    def shown(self) -> dict[Any, str]:
+        """The parameters' values as text."""
+        texts = {key: f"{value:.3g}" for key, value in self.params.items() if isinstance(value, float)}
+        return {key: texts.get(key, printable(str(value))) for key, value in self.params.items()}
+
 
 class SearchRecord(BaseModel, strict=True):
     """What a search over hyperparameters has found: its trials, and the share of each hyperparameter."""
@@ -125,11 +132,6 @@ class Collection(NamedTuple):
     searches: list[SearchRecord]
 
 
-def plain(text: str) -> str:
-    """The text on one line of printable characters."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
-
-
 def short_hash(name: str) -> str:
     """Six digits that stand for the rest of a name."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
@@ -138,24 +140,19 @@ def short_hash(name: str) -> str:
 def collect(directories: Sequence[Path]) -> Collection:
     """Read every run and search at or below the directories; UserError if there is no run that can be read."""
     inside, reasons = _walk(directories)
-    paths = []
-    for path, names in inside.items():
-        if names & BEGUN and CONFIG in names:
-            paths.append(path)
-        elif names & {METRICS, RESULT}:
-            reasons[path] = f"it has no {CONFIG}"
+    paths = [path for path, names in inside.items() if names & {METRICS, RESULT} or (CONFIG in names and names & BEGUN)]
     where = ", ".join(str(directory) for directory in directories)
     if not paths and not reasons:
         raise UserError(f"no run in {where}: give a run's directory, a sweep's, or a folder that holds some")
     root = os.path.commonpath([path.parent for path in [*paths, *reasons]])
-    named = {path: plain(path.relative_to(root).as_posix()) for path in [*paths, *reasons]}
+    named = {path: printable(path.relative_to(root).as_posix()) for path in [*paths, *reasons]}
     runs = []
     for path in tqdm(paths, "Reading runs", leave=False, disable=None):
         try:
             runs.append(_read_run(path, named[path]))
         except Exception as error:  # whatever a stranger's file makes of our readers
             line = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-            reasons[path] = plain(line)[:200] or type(error).__name__
+            reasons[path] = printable(line)[:200] or type(error).__name__
     unreadable = {named[path]: reasons[path] for path in sorted(reasons)}
     if not runs:
         (name, reason), *others = unreadable.items()
@@ -164,7 +161,7 @@ def collect(directories: Sequence[Path]) -> Collection:
     searches = []
     for path in (path for path, names in inside.items() if SEARCH in names):
         with suppress(ValidationError):  # of another program's file
-            record = read_json(path / SEARCH) | {"name": plain(path.name)}
+            record = read_json(path / SEARCH) | {"name": printable(path.name)}
             searches.append(SearchRecord.model_validate(record))
     return Collection(runs, unreadable, searches)
 
@@ -202,16 +199,15 @@ def _read_run(directory: Path, name: str) -> RunRecord:
     settings = flatten(DEFAULTS_ADDED_LATER) | _read_settings(directory / CONFIG)
     status, result = read_json(directory / STATUS), _numbers(read_json(directory / RESULT))
     state = status.get("state") or ("finished" if result else "unknown")
-    lines = str(status.get("error") or "").strip().splitlines()
-    error = plain(lines[-1])[:300] if lines else ""
     state = state if state in STATES else "unknown"
-    return RunRecord(name, directory, settings, state, error, result, read_curves(directory / METRICS))
+    *_, line = ["", *str(status.get("error") or "").strip().splitlines()]
+    return RunRecord(name, directory, settings, state, printable(line)[:300], result, read_curves(directory / METRICS))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """The settings of a config that has what a report needs, and its command."""
     if not path.is_file():
-        raise ValueError(f"{CONFIG} is not a file")
+        raise ValueError(f"it has no file {CONFIG}")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{CONFIG} has {path.stat().st_size} bytes")
     text = path.read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
 """The figures: each drawn once in light colours, kept as SVG in colours of the page and as PNG beside it."""
 
-import html
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, zip_longest
@@ -17,41 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from rl_runner.report.aggregate import Aggregate, Reference
-from rl_runner.report.load import Array, short_hash
+from rl_runner.report.aggregate import Aggregate
+from rl_runner.report.findings import Findings
+from rl_runner.report.load import Array, SearchRecord, short_hash
 from rl_runner.report.statistics import Interval, mean_interval
-from rl_runner.report.study import Cell, Study, thinned
+from rl_runner.report.study import Cell, Study, shown, thinned
+from rl_runner.report.style import GROUPS, MUTED, OTHER, PAPER, RC, TEXT, Ink, themed
 
-
-class Ink(NamedTuple):
-    """A colour by day and by night."""
-
-    name: str
-    light: str
-    dark: str
-
-
-# Okabe and Ito's colours without yellow, and Tol's wine; their dark variants keep the hue.
-GROUPS = [
-    Ink("blue", "#0072b2", "#56aee6"), Ink("vermilion", "#d55e00", "#ff8a45"), Ink("green", "#009e73", "#33c99c"),
-    Ink("purple", "#b8609a", "#e59cc6"), Ink("orange", "#d69200", "#f2b84b"), Ink("sky", "#3ba3d8", "#a3dcff"),
-    Ink("wine", "#882255", "#d9709f"),
-]  # fmt: skip
-OTHER = Ink("other", "#a9b0b8", "#5f6872")
-TEXT, MUTED = Ink("text", "#1d2329", "#e8ebee"), Ink("muted", "#646d76", "#9aa4ae")
-GRID, PAPER = Ink("grid", "#e6e9ec", "#2c333a"), Ink("paper", "#fdfdfc", "#14181c")
-INKS = [*GROUPS, OTHER, TEXT, MUTED, GRID, PAPER]
-RC: dict[Any, Any] = {
-    **dict.fromkeys(["figure.facecolor", "axes.facecolor"], PAPER.light),
-    **dict.fromkeys(["axes.edgecolor", "grid.color", "xtick.color", "ytick.color"], GRID.light),
-    **dict.fromkeys(["axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], MUTED.light),
-    **dict.fromkeys(["axes.titlecolor", "text.color"], TEXT.light),
-    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"], False),
-    **dict.fromkeys(["axes.grid", "axes.axisbelow"], True),
-    **dict.fromkeys(["lines.solid_capstyle", "lines.solid_joinstyle"], "round"),
-    "font.size": 9.5, "font.family": "sans-serif", "svg.fonttype": "none", "grid.linewidth": 0.8, "ytick.major.size": 0,
-    "text.parse_math": False,  # a name with a $ is no formula
-}  # fmt: skip
 DIAGNOSTICS = {
     "eval/exact_return": "Exact value of the greedy policy",
     "values/q_error_max": "Largest error of Q",
@@ -77,22 +48,29 @@ class Picture(NamedTuple):
 class Studio:
     """Draws figures of one study into a directory."""
 
-    study: Study
-    reference: Reference
+    findings: Findings
     out: Path
+
+    @property
+    def study(self) -> Study:
+        return self.findings.study
 
     @cached_property
     def inks(self) -> dict[str, Ink]:
         """A colour per group; beyond the palette only the groups with the best mean ranks have their own."""
-        study = self.study
-        ranks: dict[str, list[int]] = {group: [] for group in study.groups}
-        for env in study.envs:
-            scored = [cell for cell in study.cells_in(env) if len(cell.scores)]
-            for rank, cell in enumerate(sorted(scored, key=lambda cell: -cell.summary.mean)):
+        ranks: dict[str, list[float]] = {group: [] for group in self.study.groups}
+        for rank, cell in (pair for env in self.study.envs for pair in enumerate(self.findings.ranked(env))):
+            if cell.runs and len(cell.scores):
                 ranks[cell.group].append(rank)
-        best = sorted(ranks, key=lambda group: np.mean(ranks[group]) if ranks[group] else np.inf)[: len(GROUPS)]
+        best = sorted(ranks, key=lambda group: np.mean(ranks[group] or [np.inf]))[: len(GROUPS)]
         palette = iter(GROUPS)
-        return {group: next(palette) if group in best else OTHER for group in study.groups}
+        return {group: next(palette) if group in best else OTHER for group in ranks}
+
+    def legend(self, groups: Sequence[str]) -> dict[str, Ink]:
+        """A colour for every coloured group, and one for the others together."""
+        inks = {group: self.inks[group] for group in groups if self._coloured(group)}
+        others = len(groups) - len(inks)
+        return inks | ({f"{others} others": OTHER} if others else {})
 
     def curves(self, env: str, tag: str, title: str) -> Picture:
         """Each group's mean curve with its seeds."""
@@ -125,6 +103,31 @@ class Studio:
         title, alt = "Performance profile: share of runs above τ", "Share of runs above a normalised score, per group."
         return self.picture("profiles", title, draw, self._legend(list(aggregate.profiles)), alt)
 
+    def search(self, search: SearchRecord) -> Iterator[Picture]:
+        """A search's scores in the order of its trials, and what they depend on."""
+        trials = sorted(search.ranked, key=lambda trial: trial.number)
+        numbers, values = [trial.number for trial in trials], [trial.value or 0 for trial in trials]
+        shares = dict(sorted(search.importance.items(), key=lambda item: item[1]))
+
+        def draw_history(axes: Axes) -> None:
+            axes.plot(numbers, values, "o", color=GROUPS[0].light, markersize=5)
+            axes.step(numbers, np.maximum.accumulate(values), where="post", color=TEXT.light, linewidth=1.6)
+            axes.set_xlabel("trial")
+
+        def draw_importance(axes: Axes) -> None:
+            axes.barh(range(len(shares)), list(shares.values()), height=0.28, color=GROUPS[0].light)
+            for row, label in enumerate(shown(shares).values()):
+                row_name(axes, row + 0.2, label)
+            axes.set(yticks=[], ylim=(-0.4, len(shares) - 0.2))
+            axes.set_xlabel("share", color=MUTED.light)
+
+        if trials:
+            title = "Score of every finished trial, and the best so far"
+            yield self.picture(f"{search.name}_history", title, draw_history)
+        if shares:
+            title = f"What being among the best of {len(trials)} trials depends on"
+            yield self.picture(f"{search.name}_importance", title, draw_importance)
+
     def overview(self) -> None:
         """All learning curves in curves.png, for a README or a slide."""
         envs = self.study.envs
@@ -155,7 +158,7 @@ class Studio:
             axes.set_title(title, loc="left", fontweight="bold")
             _add_legend(figure, legend, 3)
             figure.savefig(self.out / f"{file_name(name)}.png", dpi=150, bbox_inches="tight")
-        return Picture(title, _themed(buffer.getvalue(), alt or title))
+        return Picture(title, themed(buffer.getvalue(), alt or title))
 
     def _curves(self, axes: Axes, env: str, tag: str) -> None:
         cells = sorted(self.study.cells_in(env), key=lambda cell: self._coloured(cell.group))
@@ -186,14 +189,12 @@ class Studio:
             axes.fill_between(steps, low, high, color=colour, alpha=alpha, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=2.2, marker="o" if len(steps) == 1 else None, zorder=zorder)
 
-    def _published(self, env: str) -> Iterable[tuple[str, dict[int, Array], Any]]:
+    def _published(self, env: str) -> Iterable[tuple[tuple[str, dict[int, Array]], Any]]:
         """The published methods with their curves, each with dashes of its own."""
-        return (
-            (*item, dashes) for item, dashes in zip(self.reference.curves(env).items(), cycle(DASHES), strict=False)
-        )
+        return zip(self.findings.reference.curves(env).items(), cycle(DASHES), strict=False)
 
     def _published_curves(self, axes: Axes, env: str) -> None:
-        for method, curve, dashes in self._published(env):
+        for (method, curve), dashes in self._published(env):
             steps = sorted(step for step in curve if step <= self.study.budget(env))
             if not steps:
                 continue
@@ -213,14 +214,12 @@ class Studio:
 
     def _legend(self, groups: Sequence[str], envs: Sequence[str] = ()) -> list[Line2D]:
         """A line for every coloured group, one for the others, and one for every method published for `envs`."""
-        inks = {group: self.inks[group] for group in groups if self._coloured(group)}
-        if len(inks) < len(groups):
-            inks[f"{len(groups) - len(inks)} others"] = OTHER
-        dashes = {f"{method} (published)": dashes for env in envs for method, _, dashes in self._published(env)}
-        ours = [Line2D([], [], color=ink.light, linewidth=2.2, label=label) for label, ink in inks.items()]
-        return ours + [
-            Line2D([], [], color=TEXT.light, linestyle=style, linewidth=1.4, label=label)
-            for label, style in dashes.items()
+        dashes = {f"{method} (published)": dashes for env in envs for (method, _), dashes in self._published(env)}
+        styles: dict[str, Any] = {label: (ink.light, "-", 2.2) for label, ink in self.legend(groups).items()}
+        styles |= {label: (TEXT.light, style, 1.4) for label, style in dashes.items()}
+        return [
+            Line2D([], [], color=colour, linestyle=style, linewidth=width, label=label)
+            for label, (colour, style, width) in styles.items()
         ]
 
     def _rows(
@@ -277,18 +276,3 @@ def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         columns = min(columns, len(lines), max(1, columns * 24 // (longest + 6)))
         figure.set_figheight(figure.get_figheight() + 0.23 * max(0, -(-len(lines) // columns) - 2))
         figure.legend(handles=list(lines), loc="outside lower center", ncols=columns)
-
-
-def _themed(svg: str, alt: str) -> str:
-    """Matplotlib's SVG for a page: colours as variables, no repeated ids, no XML prologue, paths to two decimals."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", _themed_tag, svg)  # and not the names between the tags
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
-
-
-def _themed_tag(found: re.Match[str]) -> str:
-    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", found[0])
-    tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), tag)
-    for ink in INKS:
-        tag = tag.replace(ink.light, f"var(--{ink.name})")
-    return tag

@@ -52,6 +52,10 @@ class Interval(NamedTuple):
     def half(self) -> float:
         return (self.high - self.low) / 2
 
+    def __str__(self) -> str:
+        """[low, high], each to the digits that the width justifies."""
+        return f"[{number(self.low, self.half)}, {number(self.high, self.half)}]"
+
 
 class Summary(NamedTuple):
     """What a list of seeds has shown; `sd` and `interval` need two seeds."""
@@ -63,12 +67,21 @@ class Summary(NamedTuple):
     highest: float
     interval: Interval | None
 
+    def rounded(self, value: float) -> str:
+        """One of its numbers, to the digits that the interval justifies."""
+        return number(value, self.interval.half if self.interval else 0)
 
-class Normalisation(NamedTuple):
-    """Scores of one environment that become 0 and 1."""
+    def __str__(self) -> str:
+        """The mean with its interval."""
+        return f"{self.rounded(self.mean)} {self.interval or ''}".strip()
 
-    zero: float
-    one: float
+
+def number(value: float, spread: float, sign: bool = False) -> str:
+    """A number to the two digits that its spread (half an interval, an SD) justifies."""
+    spread = spread or abs(value) / 10
+    digits = max(0, min(6, 1 - math.floor(math.log10(spread)))) if spread > 0 else 0
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text if float(text) else "0"
 
 
 def summarize(scores: Array) -> Summary:
@@ -170,12 +183,15 @@ def probability_of_improvement(
     E = len(better)
 
     def probability(*samples: Array, axis: int) -> Array:
-        pairs = zip(samples[:E], samples[E:], strict=True)
-        wins = [np.mean(np.sign(x[..., :, None] - y[..., None, :]) / 2 + 0.5, axis=(-2, -1)) for x, y in pairs]
-        return np.asarray(np.mean(wins, axis=0))
+        return np.asarray(np.mean(list(map(share_of_wins, samples[:E], samples[E:])), axis=0))
 
     samples = [*better, *other]
     return float(probability(*samples, axis=-1)), _stratified(samples, probability, groups)
+
+
+def share_of_wins(better: Array, other: Array) -> Array:
+    """How often [...] one of the first [..., n] is larger than one of the second [..., m], ties half."""
+    return np.asarray(np.mean(np.sign(better[..., :, None] - other[..., None, :]) / 2 + 0.5, axis=(-2, -1)))
 
 
 def _stratified(samples: Sequence[Array], statistic: Any, groups: int = 2) -> Interval:
@@ -190,13 +206,7 @@ def performance_profile(per_env: Sequence[Array], thresholds: Array) -> Array:
     return np.asarray(np.mean([(scores[:, None] > thresholds).mean(axis=0) for scores in per_env], axis=0))
 
 
-def coverage(seeds: Iterable[int]) -> str:
-    """What intervals of groups that have so many seeds each cover, in words; nothing if none has two."""
+def coverage(seeds: Iterable[int]) -> dict[int, tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """What was measured for the fewest and the most seeds that a group has; nothing if none has two."""
     several = sorted({max(known for known in MEASURED_COVERAGE if known <= n) for n in seeds if n > 1})
-    words = ("of normal scores", "of log-normal ones", "where a fifth fails")
-    told = []
-    for n in dict.fromkeys(several[:1] + several[-1:]):
-        worlds = zip(words, *MEASURED_COVERAGE[n], strict=True)
-        shares = [f"{mean:.0f} and {difference:.0f} % {word}" for word, mean, difference in worlds]
-        told.append(f"with {n} seeds {', '.join(shares)}")
-    return "; ".join(told)
+    return {n: MEASURED_COVERAGE[n] for n in several[:1] + several[-1:]}

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from rl_runner.console import printable
 from rl_runner.errors import UserError
-from rl_runner.report.load import Array, RunRecord, plain, short_hash
+from rl_runner.report.load import Array, RunRecord, short_hash
 from rl_runner.report.statistics import Summary, mean_interval, summarize
 
 # Keys that say where, how fast or how often something is written or measured, not what is learned.
@@ -29,8 +30,24 @@ LOSSES = {  # in words
     "without a score": "finished without a score",
 }  # fmt: skip
 
+MEAN_RETURNS = {"eval/return_mean", "eval/exact_return", "charts/episodic_return"}
+
 Item = TypeVar("Item")
 Key = TypeVar("Key")
+
+
+class Words(NamedTuple):
+    """What it means to have the higher mean."""
+
+    better: str
+    worse: str
+    best: str
+    extreme: str  # which seeds are shown besides the mean
+    beats: str
+
+
+RETURNS = Words("better", "worse", "best", "worst", "beats")
+QUANTITIES = Words("higher", "lower", "highest", "lowest to highest", "exceeds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +111,14 @@ class Study:
     """Cells by (environment, group); `repeated`: runs of a seed of which another run counts, the last finished one.
 
     `named_by`: the settings that name the groups. `final`: whether the score is the final evaluation's, or else the
-    tag's value at the end of training. `cut`: the names that are shown shortened, with their full length.
+    tag's value at the end of training. `words`: more is better of a mean return, of anything else it is only more.
+    `cut`: the names that are shown shortened, with their full length.
     """
 
     def __init__(self, runs: Sequence[RunRecord], tag: str):
         _check(runs, tag)
         self.tag, self.final = tag, any(tag in run.result for run in runs)
+        self.words = RETURNS if tag in MEAN_RETURNS else QUANTITIES
         env_of: dict[RunRecord, str] = {}
         for env_id, same in grouped(runs, lambda run: run.env_id).items():
             keys = sorted(key for key in varying(same) if key.startswith("env.") and key != "env.id")
@@ -109,12 +128,11 @@ class Study:
         for run in runs:
             terms = _terms(run, keys_of[run.algo])
             group_of[run] = ", ".join([run.algo, *terms] if len(keys_of) > 1 or not terms else terms)
-        names = shown(in_order(env_of.values())) | shown(in_order(group_of.values()))
-        self.envs = [names[env] for env in in_order(env_of.values())]
-        self.groups = [names[group] for group in in_order(group_of.values())]
-        self.cut = {short: plain(name) for name, short in names.items() if short != plain(name)}
+        envs, groups = (shown(in_order(names.values())) for names in (env_of, group_of))
+        self.envs, self.groups = list(envs.values()), list(groups.values())
+        self.cut = {short: printable(name) for name, short in (envs | groups).items() if short != printable(name)}
         self.named_by = {"algo._target_", *(key for keys in keys_of.values() for key in keys)}
-        place = {run: (names[env_of[run]], names[group_of[run]]) for run in runs}
+        place = {run: (envs[env_of[run]], groups[group_of[run]]) for run in runs}
         last = {(place[run], run.seed): run for run in sorted(runs, key=lambda run: (run.finished, run.name))}
         kept = [run for run in sorted(runs, key=lambda run: run.seed) if last[place[run], run.seed] is run]
         self.repeated = [run for run in runs if run not in kept]
@@ -173,7 +191,7 @@ def _check(runs: Sequence[RunRecord], tag: str) -> None:
     tags = _tags([run for run in runs if run.finished]) or _tags(runs)
     if not tags or tag in tags:
         return
-    offered = ", ".join(plain(name) for name in sorted(tags))
+    offered = ", ".join(printable(name) for name in sorted(tags))
     if tag.startswith("eval/") and not any(name.startswith("eval/") for name in tags):
         raise UserError(f"no run has been evaluated yet; choose with --tag from {offered}")
     raise UserError(f"no run has the tag {tag}; there are {offered}")
@@ -267,7 +285,7 @@ def shown(names: Iterable[str]) -> dict[str, str]:
     """Each name as it is shown; one that is too long, or looks like another, ends in a hash of the whole."""
     found: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        text = plain(name)
+        text = printable(name)
         if not text or len(text) > LONGEST or text in found.values():
             text = f"{text[: LONGEST - 8].rstrip(' ,')}… {short_hash(name)}".lstrip("… ")
         found[name] = text

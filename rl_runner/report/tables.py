@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from rl_runner.console import printable
 from rl_runner.persistence import SWEEP, read_json
-from rl_runner.report.aggregate import Aggregate, Estimate, Reference
-from rl_runner.report.load import Collection, RunRecord, SearchRecord, plain
-from rl_runner.report.sentences import QUANTITIES, Comparisons, bracket, mean_text, number, words_for
-from rl_runner.report.study import LOSSES, Cell, Study, grouped, in_order, value_of, varying
+from rl_runner.report.aggregate import Aggregate, Estimate
+from rl_runner.report.findings import Findings
+from rl_runner.report.load import RunRecord, SearchRecord
+from rl_runner.report.study import LOSSES, QUANTITIES, Cell, Study, Words, grouped, in_order, value_of, varying
 
 NONE = "–"
 MARKDOWN = re.compile(r"[\\`*<$~&|#>]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^[-+](?=\s)|(?<=^\d)[.)](?=\s)", re.MULTILINE)
@@ -54,12 +54,6 @@ class Table:
             return f"{value:.6g}"
         return NONE if value is None or value == "" else str(value)
 
-    def markdown(self) -> str:
-        columns, head, rows = self.shown()
-        rule = ["---" if i < self.names else "---:" for i in columns]
-        first, *others = [list(map(markdown_escaped, row)) for row in [head, *rows]]
-        return "\n".join("| " + " | ".join(row) + " |" for row in [first, rule, *others])
-
     def text(self) -> str:
         columns, head, rows = self.shown()
         widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
@@ -77,66 +71,58 @@ def _spreadsheet_safe(value: Value) -> Value:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
-def results(study: Study, env: str, reference: Reference, comparisons: Comparisons) -> Table:
+def results(findings: Findings, env: str) -> Table:
     """Every group's scores in an environment, best mean first, and the published ones at the same step.
 
     The best group stands out only where it can be told from every other.
     """
-    head = ["group", "seeds", "mean", "SD", words_for(study.tag).extreme, "95 % interval", *LOSSES, "never updated"]
+    study, found = findings.study, findings.comparisons[env]
+    head = ["group", "seeds", "mean", "SD", study.words.extreme, "95 % interval", *LOSSES, "never updated"]
     rows: list[list[Value]] = []
-    for cell in _ranked(study, env, reference):
-        lost = [*(cell.losses[word] or None for word in LOSSES), "yes" if cell.never_updated else None]
-        rows.append([cell.group, len(cell.scores), *_rounded(cell, study), *lost])
-    found = comparisons[env]
+    for cell in findings.ranked(env):
+        lost = [cell.losses[word] or None for word in LOSSES]
+        rows.append(
+            [cell.group, len(cell.scores), *_rounded(cell, study), *lost, "yes" if cell.never_updated else None]
+        )
     winner = found[0].leader.group if found and all(comparison.decided for comparison in found) else None
     return Table(head, rows, strong=frozenset(i for i, row in enumerate(rows) if row[0] == winner))
-
-
-def _ranked(study: Study, env: str, reference: Reference) -> list[Cell]:
-    cells = sorted(study.cells_in(env), key=lambda cell: -cell.summary.mean if len(cell.scores) else float("inf"))
-    return [*cells, *reference.cells(study, env)]
 
 
 def _rounded(cell: Cell, study: Study) -> list[Value]:
     """Mean, SD, extremes and interval, to what the interval justifies."""
     if not len(cell.scores):
         return [None] * 4
-    summary = cell.summary
-    half = summary.interval.half if summary.interval else 0
-    extreme = number(summary.lowest, half)
-    if words_for(study.tag) is QUANTITIES:
-        extreme += f" to {number(summary.highest, half)}"
-    sd = None if summary.sd is None else number(summary.sd, half)
-    return [mean_text(cell), sd, extreme, bracket(summary.interval) if summary.interval else None]
+    _, mean, sd, lowest, highest, interval = summary = cell.summary
+    extremes = [lowest, highest] if study.words is QUANTITIES else [lowest]
+    extreme = " to ".join(map(summary.rounded, extremes))
+    return [summary.rounded(mean), sd if sd is None else summary.rounded(sd), extreme, interval and str(interval)]
 
 
-def results_in_markdown(study: Study, reference: Reference) -> Table:
+def results_in_markdown(findings: Findings) -> Table:
     """Every environment's results, with the training speed."""
     rows: list[list[Value]] = []
-    for env in study.envs:
-        for cell in _ranked(study, env, reference):
-            mean, sd, extreme, interval = _rounded(cell, study)
-            seeds = f"{len(cell.scores)} ({cell.shortfall})" if cell.shortfall else len(cell.scores)
-            spread = f"{mean or NONE} ± {sd or NONE}"
-            rows.append([env, cell.group, seeds, spread, extreme, interval, cell.mean_of("sps")])
-    extreme = words_for(study.tag).extreme
+    for cell in (cell for env in findings.study.envs for cell in findings.ranked(env)):
+        mean, sd, extreme, interval = _rounded(cell, findings.study)
+        seeds = f"{len(cell.scores)} ({cell.shortfall})" if cell.shortfall else len(cell.scores)
+        spread = f"{mean or NONE} ± {sd or NONE}"
+        rows.append([cell.env, cell.group, seeds, spread, extreme, interval, cell.mean_of("sps")])
+    extreme = findings.study.words.extreme
     head = ["env", "algorithm", "seeds", "mean ± SD", extreme, "95 % interval", "steps per second"]
     return Table(head, rows, names=2, digits={"steps per second": 0})
 
 
-def results_in_full(study: Study, reference: Reference) -> Table:
+def results_in_full(findings: Findings) -> Table:
     """What `results` shows, as numbers in full precision."""
     losses = [word.replace(" ", "_") for word in LOSSES]
     head = ["environment", "group", "seeds", "mean", "sd", "lowest", "highest", "low", "high", *losses, "never_updated"]
     rows: list[list[Value]] = []
-    for env in study.envs:
-        for cell in _ranked(study, env, reference):
-            figures: list[Value] = [0, *[None] * 6]
-            if len(cell.scores):
-                *figures, interval = cell.summary
-                figures += interval or (None, None)
-            lost = [*(cell.losses[word] for word in LOSSES), int(cell.never_updated)]
-            rows.append([env, cell.group, *figures, *(lost if cell.runs else [None] * len(lost))])
+    for cell in (cell for env in findings.study.envs for cell in findings.ranked(env)):
+        figures: list[Value] = [0, *[None] * 6]
+        if len(cell.scores):
+            *figures, interval = cell.summary
+            figures += interval or (None, None)
+        lost = [*(cell.losses[word] for word in LOSSES), int(cell.never_updated)]
+        rows.append([cell.env, cell.group, *figures, *(lost if cell.runs else [None] * len(lost))])
     return Table(head, rows, names=2)
 
 
@@ -169,32 +155,33 @@ def every_run(study: Study) -> Table:
     return Table(head, rows, names=2)
 
 
-def failed_runs(study: Study, collection: Collection) -> Table:
+def failed_runs(findings: Findings) -> Table:
     """Runs that give no score, each with the last line of its error, and what could not be read."""
+    study, unreadable = findings.study, findings.collection.unreadable
     rows: list[list[Value]] = [
         [run.name, *place, run.seed, run.status, run.error or ("no score in it" if run.finished else None)]
         for place, cell in sorted(study.cells.items()) for run in cell.runs if study.score(run) is None
     ]  # fmt: skip
-    rows += [[name, None, None, None, "unreadable", reason] for name, reason in collection.unreadable.items()]
+    rows += [[name, None, None, None, "unreadable", reason] for name, reason in unreadable.items()]
     return Table(["run", "environment", "group", "seed", "status", "last error line"], rows, names=6)
 
 
-def differences(comparisons: Comparisons) -> Table:
+def differences(findings: Findings) -> Table:
     """Every comparison in full precision."""
     head = ["environment", "leader", "other", "seeds", "seeds of other", "difference", "low", "high"]
     rows: list[list[Value]] = [
         [env, c.leader.group, c.other.group, len(c.leader.scores), len(c.other.scores), c.difference, *c.interval]
-        for env, found in comparisons.items() for c in found
+        for env, found in findings.comparisons.items() for c in found
     ]  # fmt: skip
     return Table(head, rows, names=3)
 
 
-def across(aggregate: Aggregate, tag: str) -> Table:
+def across(aggregate: Aggregate, words: Words) -> Table:
     """The probability that the best group beats another, and the interquartile mean where there is a scale.
 
     The best group stands out only where it can be told from every other.
     """
-    head = ["group", f"P(the first {words_for(tag).beats} it)", "95 % interval", "IQM", "95 % interval"]
+    head = ["group", f"P(the first {words.beats} it)", "95 % interval", "IQM", "95 % interval"]
     ranked = list(aggregate.iqm) or [aggregate.best, *aggregate.improvement]
     rows = [[group, *_share(aggregate.improvement.get(group)), *_share(aggregate.iqm.get(group))] for group in ranked]
     clear = all(interval.low > 0.5 for _, interval in aggregate.improvement.values())
@@ -215,8 +202,8 @@ def settings(study: Study) -> Table:
     members = [[run for cell in cells if cell.group == group for run in cell.runs] for group in study.groups]
     rows = []
     for key in sorted({*keys} - {"seed", "env.id", "command"}):
-        values = [{plain(value_of(run, key)) if key in run.settings else "-" for run in runs} for runs in members]
-        rows.append([plain(key), *(" | ".join(in_order(found)) for found in values)])
+        values = [{printable(value_of(run, key)) if key in run.settings else "-" for run in runs} for runs in members]
+        rows.append([printable(key), *(" | ".join(in_order(found)) for found in values)])
     return Table(["setting", *study.groups], rows, names=1 + len(study.groups))
 
 
@@ -231,20 +218,12 @@ def _command(run: RunRecord) -> str:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         words = [word for word in run.settings["command"] if not word.startswith("seed=")]
         flag = " seed=..." if len(words) < len(run.settings["command"]) else ""
-    return f"rl-runner {plain(shlex.join(words))}{flag}" if words or flag else ""
+    return f"rl-runner {printable(shlex.join(words))}{flag}" if words or flag else ""
 
 
 def search_trials(search: SearchRecord) -> Table:
     """The best trials of a search."""
     best = search.ranked[:MOST_TRIALS]
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    rows = [
-        [str(trial.number), *(parameter(trial.params.get(key, NONE)) for key in keys), f"{trial.value:.4g}"]
-        for trial in best
-    ]
-    return Table(["trial", *map(plain, keys), "score"], rows)
-
-
-def parameter(value: Any) -> str:
-    """A hyperparameter's value as it is shown."""
-    return f"{value:.3g}" if isinstance(value, float) else plain(str(value))
+    rows = [[str(trial.number), *map(trial.shown.get, keys), f"{trial.value:.4g}"] for trial in best]
+    return Table(["trial", *map(printable, keys), "score"], rows)

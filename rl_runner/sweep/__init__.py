@@ -98,12 +98,13 @@ def conclude(directory: Path, num_jobs: int, crew: Crew) -> None:
     lines = [f"  {job.name}: {error}\n    {job.directory / LOG}" for job, error in crew.failures.items()]
     lines = [f"\n{len(lines)} of {num_jobs} jobs failed:", *lines] if lines else []
     if any(directory.glob(f"*/{RESULT}")):
-        from rl_runner.report import summary, write_report
+        from rl_runner.report import Findings, as_text, write
 
         try:
-            page = write_report([directory], directory / "report")
+            findings = Findings([directory])
+            page = write(findings, directory / "report")
             curves = f"tensorboard --logdir {shlex.quote(str(directory))}"
-            print(f"\n{summary([directory])}\n\nReport: {page}\nCurves: {curves}", flush=True)
+            print(f"\n{as_text(findings)}\n\nReport: {page}\nCurves: {curves}", flush=True)
         except (OSError, UserError, ValueError) as error:
             lines.append(f"\nthere is no report: {error}")
     if lines:

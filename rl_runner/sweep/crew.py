@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from rl_runner.errors import Interrupted
 from rl_runner.persistence.session import on_signals, owner_of
-from rl_runner.sweep.engines import Engine, Worker
+from rl_runner.sweep.engines import Engine
 from rl_runner.sweep.jobs import Job, duration
 
 PAUSE = 0.2  # seconds between two looks
@@ -60,7 +61,7 @@ class Crew:
 
     def __init__(self, engine: Engine):
         self.failures: dict[Job, str] = {}
-        self.working: dict[Job, Worker] = {}
+        self.working: dict[Job, Any] = {}  # what the engine has started
         self.signals: list[int] = []
         self.live = Live(console=Console(stderr=True), auto_refresh=False)
         self._engine = engine
@@ -104,25 +105,26 @@ class Crew:
         self._start()
         self.refresh()
         time.sleep(PAUSE)
-        ended = {job: how for job, worker in self.working.items() if (how := worker.ended()) is not None}
+        ended = {job: self._engine.ended(started) for job, started in self.working.items()}
         for job, how in ended.items():
-            del self.working[job]
-            self._conclude(job, how)
-        return bool(ended)
+            if how is not None:
+                del self.working[job]
+                self._conclude(job, how)
+        return any(how is not None for how in ended.values())
 
     def prune(self, job: Job) -> None:
         """Let one job save and end, or never begin."""
-        if worker := self.working.get(job):
+        if job in self.working:
             self._pruned.add(job)
-            worker.stop()
+            self._engine.stop(self.working[job])
         elif job in self.waiting:
             self._show(job, "pruned")
 
     def stop(self) -> None:
         """Let every job save and end; a second time without saving."""
         self._stopped = True
-        for worker in self.working.values():
-            worker.stop()
+        for started in self.working.values():
+            self._engine.stop(started)
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum != signal.SIGHUP or not self.signals:  # a terminal that closes may say so twice

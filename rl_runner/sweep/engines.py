@@ -10,12 +10,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -31,22 +30,29 @@ WARNING = 90  # seconds before a job's time is over, in which it saves
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-class Worker(Protocol):
-    """A job that was started."""
-
-    def ended(self) -> str | None:
-        """None as long as it is at work; then how it ended, in words, or "" for nothing to complain of."""
-
-    def stop(self) -> None:
-        """Let it save and end; a second time without saving."""
-
-
 class Engine(Protocol):
-    """Starts jobs, `n_jobs` at once; its constructor takes `threads`, those of the greediest job."""
+    """Runs jobs, `n_jobs` at once; its constructor takes `threads`, those of the greediest job."""
 
     n_jobs: int
 
-    def start(self, job: Job) -> Worker: ...
+    def start(self, job: Job) -> Any:
+        """What stands for the job from now on."""
+
+    def ended(self, started: Any) -> str | None:
+        """None as long as it is at work; then how it ended, in words, or "" for nothing to complain of."""
+
+    def stop(self, started: Any) -> None:
+        """Let it save and end; a second time without saving."""
+
+
+@dataclass
+class Process:
+    """A job's process, with the file that takes its output, and the one GPU that it sees."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    gpu: str | None
+    told: bool = False  # to stop
 
 
 class Local:
@@ -62,35 +68,25 @@ class Local:
         self._gpus = gpus()
         self._started: list[Process] = []
 
-    def start(self, job: Job) -> "Process":
-        self._started = [process for process in self._started if process.ended() is None]
+    def start(self, job: Job) -> Process:
+        self._started = [started for started in self._started if started.process.poll() is None]
         chosen, environment = None, self._environment
         if job.config.device in ("auto", "cuda") and len(self._gpus) > 1:
-            taken = Counter(process.gpu for process in self._started)
+            taken = Counter(started.gpu for started in self._started)
             chosen = min(self._gpus, key=taken.__getitem__)
             environment = environment | {"CUDA_VISIBLE_DEVICES": chosen}
-        process = Process(begin(job.command(), job.directory / LOG, environment), job.directory / LOG, chosen)
-        self._started.append(process)
-        return process
+        log = job.directory / LOG
+        self._started.append(Process(begin(job.command(), log, environment), log, chosen))
+        return self._started[-1]
 
+    def ended(self, started: Process) -> str | None:
+        shorten(started.log)
+        return None if (code := started.process.poll()) is None else in_words(code)
 
-@dataclass
-class Process:
-    """A job's process, with the file that takes its output, and the one GPU that it sees."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    gpu: str | None
-    told: bool = False  # to stop
-
-    def ended(self) -> str | None:
-        shorten(self.log)
-        return None if (code := self.process.poll()) is None else in_words(code)
-
-    def stop(self) -> None:
+    def stop(self, started: Process) -> None:
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGKILL if self.told else signal.SIGTERM)
-        self.told = True
+            started.process.send_signal(signal.SIGKILL if started.told else signal.SIGTERM)
+        started.told = True
 
 
 def gpus() -> list[str]:
@@ -171,8 +167,8 @@ class Slurm:
         self._queue: set[str] = set()
         self._asked = -PATIENCE
 
-    def start(self, job: Job) -> "Queued":
-        """Submit a job, or take it over if an earlier command did."""
+    def start(self, job: Job) -> str:
+        """Submit a job, or take it over if an earlier command did; its number."""
         place, cores = job.directory.absolute(), f"--cpus-per-task={self._threads}"
         name = f"rl_runner-{content_hash([str(place)])}"
         number = ask("squeue", "--me", "--noheader", f"--name={name}", "--format=%A").partition("\n")[0]
@@ -184,28 +180,18 @@ class Slurm:
             script += f"\n[ $? -ne {128 + signal.SIGUSR2} ] || scontrol requeue $SLURM_JOB_ID\n"
             number = ask(*words, standard_input=script).strip().partition(";")[0]
         self._queue.add(number)
-        return Queued(number, self._holds)
+        return number
 
-    def _holds(self, number: str) -> bool:
+    def ended(self, started: str) -> str | None:
         if time.monotonic() - self._asked > PATIENCE:
             with suppress(RunFailed):  # a busy controller does not answer every time
                 self._queue = set(ask("squeue", "--me", "--noheader", "--format=%A").split())
             self._asked = time.monotonic()
-        return number in self._queue
+        return None if started in self._queue else ""  # there it waits, is at work or about to be requeued
 
-
-class Queued(NamedTuple):
-    """A job that SLURM knows, waiting, at work or about to be requeued."""
-
-    number: str
-    is_in_queue: Callable[[str], bool]
-
-    def ended(self) -> str | None:
-        return None if self.is_in_queue(self.number) else ""
-
-    def stop(self) -> None:
-        ask("scancel", "--quiet", "--state=PENDING", self.number)
-        ask("scancel", "--quiet", "--signal=TERM", self.number)
+    def stop(self, started: str) -> None:
+        ask("scancel", "--quiet", "--state=PENDING", started)
+        ask("scancel", "--quiet", "--signal=TERM", started)
 
 
 def ask(*command: str, standard_input: str = "") -> str:
@@ -230,27 +216,21 @@ class Ray:
             raise UserError(f"hydra.launcher.address={address}: {' '.join(str(error).split())}") from error
         self._work = self._ray.remote(num_cpus=threads, num_gpus=num_gpus, max_retries=-1)(work)
 
-    def start(self, job: Job) -> "Task":
-        return Task(self._work.remote(job.command(), job.directory.absolute(), os.getcwd()), self._ray)
+    def start(self, job: Job) -> Any:
+        """Ray's reference to what will be the job's exit code."""
+        return self._work.remote(job.command(), job.directory.absolute(), os.getcwd())
 
-
-class Task(NamedTuple):
-    """A job that Ray has taken."""
-
-    reference: Any
-    ray: Any
-
-    def ended(self) -> str | None:
-        ready, _ = self.ray.wait([self.reference], timeout=0)
+    def ended(self, started: Any) -> str | None:
+        ready, _ = self._ray.wait([started], timeout=0)
         if not ready:
             return None
         try:
-            return in_words(self.ray.get(self.reference))
-        except self.ray.exceptions.RayError as error:
+            return in_words(self._ray.get(started))
+        except self._ray.exceptions.RayError as error:
             return type(error).__name__
 
-    def stop(self) -> None:
-        self.ray.cancel(self.reference)
+    def stop(self, started: Any) -> None:
+        self._ray.cancel(started)
 
 
 def work(command: list[str], job: Path, directory: str) -> int:

@@ -20,12 +20,13 @@ from rl_runner.config.problems import RENAMED
 from rl_runner.config.schema import Config, save_config, words_to_trust
 from rl_runner.config.targets import ROLES, is_difference, resolve
 from rl_runner.config.validate import env_spec
+from rl_runner.console import printable
 from rl_runner.persistence import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 from rl_runner.train import updates_due
 from rl_runner.wiring import names
 
 LOG = "log.txt"
-END_OF_LOG = 10_000  # bytes that are read of it
+READ_OF_LOG = 10_000  # bytes at its end
 LONGEST_LINE = 500  # of it that is shown
 LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 # What changes no number that a job writes.
@@ -72,9 +73,9 @@ class Job:
     def last_line(self) -> str:
         """The last line that the job has printed."""
         with suppress(OSError), (self.directory / LOG).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - END_OF_LOG))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - READ_OF_LOG))
             last = file.read().decode(errors="replace").strip().rpartition("\n")[2]
-            return _printable(last.strip()[:LONGEST_LINE])
+            return printable(last)[:LONGEST_LINE]
         return ""
 
 
@@ -92,7 +93,7 @@ def placed(directory: Path, words: Sequence[str], config: Config) -> Job:
     words = words or ["job"]
     known = next(directory.glob(f"*,{key}"), None)
     name = ",".join(map(_path_safe, words))[: LONGEST_NAME - len(key) - 1]
-    return Job(_printable(", ".join(words)), config, known or directory / f"{name},{key}")
+    return Job(printable(", ".join(words)), config, known or directory / f"{name},{key}")
 
 
 def sweep_directory(template: str, identity: Sequence[Any], fresh: bool) -> Path:
@@ -201,8 +202,3 @@ def _megabytes(config: Config) -> float:
 
 def _path_safe(word: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip("_.-").rstrip("_")[:60]
-
-
-def _printable(text: str) -> str:
-    """One line that does nothing to a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

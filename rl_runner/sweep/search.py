@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from rl_runner.commands import SCORE
 from rl_runner.config.schema import Config
 from rl_runner.config.targets import factory, read_group
 from rl_runner.errors import RunFailed, UserError
@@ -30,7 +31,6 @@ try:
 except ModuleNotFoundError as missing:
     raise UserError("hydra/sweeper=optuna needs optuna: pip install 'rl-runner[optuna]'") from missing
 
-SCORE = "eval/return_mean"
 STUDY = "study.db"
 LOOK_EVERY = 2.0  # seconds, at the curves of running trials
 ENOUGH_TO_TELL = 5  # different values
