@@ -146,7 +146,7 @@ def test_a_full_disk_does_not_stop_what_is_at_work(make: Make, monkeypatch: pyte
     assert states(jobs) == ["finished", None, "finished"]
     monkeypatch.setattr("rl_runner.sweep.write_json", full)
     with pytest.raises(RunFailed, match=f"^{jobs[0].directory.parent}: No space left on device$"):
-        conduct(jobs, jobs[0].directory.parent, Local(threads=1, n_jobs=1), ["-m"], True)
+        conduct(jobs, jobs[0].directory.parent, Local(threads=1, n_jobs=1), ["-m"])
 
 
 def test_a_job_in_use_is_said_once_and_waited_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
+from rl_runner.commands import SCORE
 from rl_runner.persistence import CONFIG, METRICS, RESULT
-from rl_runner.report import SCORE, as_markdown, write
+from rl_runner.report import as_markdown, write
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.findings import Findings
 

@@ -70,11 +70,11 @@ class Findings:
         self.study = study = Study(self.collection.runs, tag)
         self.reference = reference if reference and study.words is RETURNS else Reference()  # which holds returns
         self.aggregate = aggregate(study, self.reference)
-        ranked = {env: study.comparable(env) for env in study.envs}
-        known = {env: self.reference.cells(study, env) if cells else [] for env, cells in ranked.items()}
-        several = {env: [cell for cell in cells if len(cell.scores) > 1] for env, cells in known.items()}
-        self.comparisons = compare(ranked, {env: cells[1:] for env, cells in ranked.items()}, study.words)
-        self.published = compare(ranked, several, study.words)
+        ours = {env: study.comparable(env) for env in study.envs}
+        theirs = {env: self.reference.cells(study, env) if cells else [] for env, cells in ours.items()}
+        several = {env: [cell for cell in cells if len(cell.scores) > 1] for env, cells in theirs.items()}
+        self.comparisons = compare(ours, {env: cells[1:] for env, cells in ours.items()}, study.words)
+        self.published = compare(ours, several, study.words)
         self.headline = headline(study, self.comparisons)
 
     @property
@@ -123,12 +123,12 @@ class Findings:
         return [*ours, *self.reference.cells(self.study, env)]
 
 
-def compare(ranked: Mapping[str, Sequence[Cell]], rivals: Mapping[str, Sequence[Cell]], words: Words) -> Comparisons:
-    """The first of every environment's ranked groups against its rivals, which may be among them."""
+def compare(ours: Mapping[str, Sequence[Cell]], rivals: Mapping[str, Sequence[Cell]], words: Words) -> Comparisons:
+    """The first of every environment's groups against its rivals, which may be among them or published."""
     contested = sum(map(bool, rivals.values()))
-    sizes = {env: len({*cells, *rivals[env]}) for env, cells in ranked.items()}
+    sizes = {env: len({*cells, *rivals[env]}) for env, cells in ours.items()}
     return {
-        env: [Comparison(ranked[env][0], rival, words, sizes[env], contested) for rival in found]
+        env: [Comparison(ours[env][0], rival, words, sizes[env], contested) for rival in found]
         for env, found in rivals.items()
     }
 

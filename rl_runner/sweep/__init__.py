@@ -26,8 +26,7 @@ def sweep(overrides: Sequence[Sequence[str]], configs: Sequence[Config], hydra: 
     `overrides` and `configs`: of each job. `hydra`: Hydra's own config, for the directory and the launcher.
     """
     directory = sweep_directory(hydra.sweep.dir, grid_identity(configs), fresh=configs[0].fresh)
-    engine = engine_of(hydra, configs)
-    conduct(jobs_in(directory, overrides, configs), directory, engine, sys.argv[1:], isinstance(engine, Local))
+    conduct(jobs_in(directory, overrides, configs), directory, engine_of(hydra, configs), sys.argv[1:])
 
 
 def resume(directory: Path, overrides: Sequence[str]) -> None:
@@ -40,7 +39,7 @@ def resume(directory: Path, overrides: Sequence[str]) -> None:
     if made.get("resumable") is not True or not found:
         raise UserError(f"to go on with {directory}, repeat its command: rl-runner {shlex.join(map(str, command))}")
     jobs = [Job(path.name, load_config(path / CONFIG, overrides), path) for path in found]
-    conduct(jobs, directory, Local(threads=threads_of([job.config for job in jobs]), n_jobs=None), command, True)
+    conduct(jobs, directory, Local(threads=threads_of([job.config for job in jobs]), n_jobs=None), command)
 
 
 def engine_of(hydra: Any, configs: Sequence[Config]) -> Engine:
@@ -61,11 +60,8 @@ def threads_of(configs: Sequence[Config]) -> int:
     return max(num_threads(config.threads) for config in configs)
 
 
-def conduct(jobs: Sequence[Job], directory: Path, engine: Engine, command: Sequence[str], resumable: bool) -> None:
-    """Do the jobs and draw the conclusion; or say what would be done.
-
-    `resumable`: whether the jobs' directories alone are enough to go on with the command.
-    """
+def conduct(jobs: Sequence[Job], directory: Path, engine: Engine, command: Sequence[str]) -> None:
+    """Do the jobs and draw the conclusion; or say what would be done."""
     if jobs[0].config.dry_run:
         print_plan(jobs, directory, engine.n_jobs)
         return
@@ -76,8 +72,8 @@ def conduct(jobs: Sequence[Job], directory: Path, engine: Engine, command: Seque
         print(f"{directory}: {len(jobs)} jobs, {done} finished; {at_once} at once", *lines, sep="\n", flush=True)
         for job in todo:
             job.save()
-        # Last: whoever goes on by the directories alone finds all of them.
-        write_json(directory / SWEEP, {"command": list(command), "resumable": resumable})
+        # Last: whoever goes on by the directories alone, as this machine can, finds all of them.
+        write_json(directory / SWEEP, {"command": list(command), "resumable": isinstance(engine, Local)})
         with crew_of(engine) as crew:
             crew.finish(jobs)
         conclude(directory, len(jobs), crew)

@@ -66,7 +66,6 @@ class Crew:
         self.live = Live(console=Console(stderr=True), auto_refresh=False)
         self._engine = engine
         self._jobs: dict[Job, tuple[str, str]] = {}  # state and remark
-        self._pruned: set[Job] = set()
         self._stopped = False
         self._passed_on = 0  # of the signals
         if self.live.console.is_terminal:
@@ -115,9 +114,8 @@ class Crew:
     def prune(self, job: Job) -> None:
         """Let one job save and end, or never begin."""
         if job in self.working:
-            self._pruned.add(job)
             self._engine.stop(self.working[job])
-        elif job in self.waiting:
+        if self.has(job):
             self._show(job, "pruned")
 
     def stop(self) -> None:
@@ -155,7 +153,7 @@ class Crew:
             state, error = "finished", ""
         elif state == "failed":
             error = error or how
-        elif job in self._pruned:
+        elif self._jobs[job][0] == "pruned":
             state, error = "pruned", ""
             job.set_status(state)
         elif self.signals:
