@@ -55,7 +55,8 @@ def command(name: str, words: list[str]) -> None:
     """Run a sub-command; a file that cannot be read or written is the user's to put right."""
     parse(name, words)  # help and mistakes need not wait for what the module imports
     try:
-        importlib.import_module(COMMANDS[name][0]).main(words)
+        module, _, function = COMMANDS[name][0].rpartition(".")
+        getattr(importlib.import_module(module), function)(words)
     except OSError as error:
         raise UserError(f"{error.filename or f'rl-runner {name}'}: {error.strerror or error}") from error
 

@@ -1,4 +1,4 @@
-"""The sub-commands: their arguments, and the modules that do them, which are imported only then."""
+"""The sub-commands: their arguments, and the functions that do them, whose modules are imported only then."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -86,19 +86,19 @@ def positive_number(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "resume": (
-        "rl_runner.resume",
+        "rl_runner.resume.main",
         "Go on with a run or a sweep where it stopped, or beyond its end.",
         _resume,
     ),
     "eval": (
-        "rl_runner.saved_policy",
+        "rl_runner.saved_policy.evaluate",
         "Evaluate the policy of a run's newest checkpoint anew, and record a video of it.",
         _eval,
     ),
     "export": (
-        "rl_runner.export",
+        "rl_runner.saved_policy.export",
         "Write the policy of a run's newest checkpoint as one file that needs PyTorch alone.",
         _export,
     ),
-    "report": ("rl_runner.report", "Turn runs and sweeps into one page with the answer.", _report),
+    "report": ("rl_runner.report.main", "Turn runs and sweeps into one page with the answer.", _report),
 }

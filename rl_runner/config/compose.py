@@ -33,7 +33,7 @@ from rl_runner.persistence import attempts
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
-SWEEPERS = tuple(f"hydra_plugins.rl_runner.sweeper.{name}" for name in ("GridSweeper", "OptunaSweeper"))
+SWEEPERS = tuple(f"hydra_plugins.rl_runner.{name}" for name in ("GridSweeper", "OptunaSweeper"))
 SEARCH = "hydra/sweeper=optuna"
 CHOICES = ("env", *GROUPS, "tuned")
 Load = Callable[[Sequence[str]], DictConfig]  # composes typed words
@@ -191,7 +191,7 @@ def explain(hydra: Hydra, arguments: Namespace, error: Exception) -> UserError:
 
 def jobs_of(words: Sequence[str]) -> tuple[list[list[str]], dict[str, str]]:
     """The jobs of a sweep, and one line for each key that cannot be swept; intervals of a search are left out."""
-    from hydra_plugins.rl_runner.sweeper import grid
+    from hydra_plugins.rl_runner import grid
 
     parsed, problems = [], {}
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
