@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_runner import completion, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
-from rl_runner.errors import Interrupted, RunFailed, UserError, report_error
+from rl_runner.errors import Interrupted, Told, UserError, report_error
 from rl_runner.help import show_defaults
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_defaults()
         else:
             compose(words)
-    except (UserError, RunFailed, Interrupted) as error:
+    except (Told, Interrupted) as error:
         return report_error(error)
     except KeyboardInterrupt:
         return 130

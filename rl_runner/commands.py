@@ -17,6 +17,7 @@ if hasattr(argparse.ArgumentParser, "_check_help"):  # Python 3.14: it takes any
     argparse.ArgumentParser._check_help = _check_strings
 
 SCORE = "eval/return_mean"
+TO_OPEN = "plugins=[...] names packages of yours that the run needs, env.kwargs.KEY=VALUE changes its environment"
 
 
 def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
@@ -39,23 +40,18 @@ def hydra_parser() -> argparse.ArgumentParser:
 
 
 def _resume(parser: Parser) -> None:
-    parser.add_argument(
-        "directory", metavar="DIR", type=Path, help="of a run or a sweep; a search goes on with its own command"
-    )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="total_steps=N extends the run")
+    _run(parser, "of a run or a sweep; a search goes on with its own command", "total_steps=N extends the run")
 
 
 def _eval(parser: Parser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    _run(parser)
     parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
     parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
-    _plugins(parser)
 
 
 def _export(parser: Parser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    _run(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
-    _plugins(parser)
 
 
 def _report(parser: Parser) -> None:
@@ -68,14 +64,10 @@ def _report(parser: Parser) -> None:
     parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
 
 
-def _plugins(parser: Parser) -> None:
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        default=[],
-        help="plugins=[...] names packages of yours that the run needs, env.kwargs.KEY=VALUE changes its environment",
-    )
+def _run(parser: Parser, directory: str = "the run's directory", overrides: str = TO_OPEN) -> None:
+    """The place of a run and what changes it, with the help of both."""
+    parser.add_argument("directory", metavar="DIR", type=Path, help=directory)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=overrides)
 
 
 def positive_number(text: str) -> int:
