@@ -6,6 +6,7 @@ one update has, from the batch that is drawn to the row that is written.
 """
 
 import ast
+import inspect
 import io
 import sys
 import tokenize
@@ -36,7 +37,7 @@ class Watch:
     def __init__(self) -> None:
         self.calls: Counter[Function] = Counter()
         self.before_agent: set[Function] | None = None
-        self.holders: dict[Function, None] = {}
+        self.holders: dict[Function, bool] = {}  # whether the agent was there when it first held the value
         self.update: dict[Function, int] = {}
         self.made: Counter[str] = Counter()
         self.in_update = False
@@ -47,9 +48,11 @@ class Watch:
             self.made["evaluation" if any("valua" in caller for caller in callers(frame)) else "training"] += 1
         if not file.is_relative_to(PACKAGE) or "<" in frame.f_code.co_name or event not in ("call", "return"):
             return
+        if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            return  # the body of a class, which runs once, where it is defined
         function = (str(file.relative_to(PACKAGE)), name)
         if holds(list(frame.f_locals.values()), depth=3):
-            self.holders[function] = None
+            self.holders.setdefault(function, self.before_agent is not None)
         if event == "call":
             self.calls[function] += 1
             if name == "SAC.__init__" and self.before_agent is None:
@@ -121,10 +124,15 @@ def count(verbose: bool) -> None:
         f"config parsed: {parsed} times; gym.make: {watch.made['training']}, and {watch.made['evaluation']} to evaluate"
     )
     print(f"functions called before the agent's constructor: {len(watch.before_agent or ())}")
-    print(f"functions that hold algo.tau: {len(watch.holders)}")
+    late = sum(watch.holders.values())
+    print(f"functions that hold algo.tau: {len(watch.holders)}, {late} of them only once the agent has it")
     print(f"functions on the path of an update: {len(watch.update)}, {sum(watch.update.values())} lines")
     if verbose:
-        print("\nalgo.tau:", *(f"  {file} {name}" for file, name in watch.holders), sep="\n")
+        print(
+            "\nalgo.tau:",
+            *(f"  {'late ' * late}{file} {name}" for (file, name), late in watch.holders.items()),
+            sep="\n",
+        )
         print("\nan update:", *(f"  {n:3d} {file} {name}" for (file, name), n in watch.update.items()), sep="\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_runner import completion, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
-from rl_runner.errors import Interrupted, RunFailed, UserError, report_error
+from rl_runner.errors import Interrupted, Told, UserError, report_error
 from rl_runner.help import show_defaults
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_defaults()
         else:
             compose(words)
-    except (UserError, RunFailed, Interrupted) as error:
+    except (Told, Interrupted) as error:
         return report_error(error)
     except KeyboardInterrupt:
         return 130
@@ -55,7 +55,8 @@ def command(name: str, words: list[str]) -> None:
     """Run a sub-command; a file that cannot be read or written is the user's to put right."""
     parse(name, words)  # help and mistakes need not wait for what the module imports
     try:
-        importlib.import_module(COMMANDS[name][0]).main(words)
+        module, _, function = COMMANDS[name][0].rpartition(".")
+        getattr(importlib.import_module(module), function)(words)
     except OSError as error:
         raise UserError(f"{error.filename or f'rl-runner {name}'}: {error.strerror or error}") from error
 

@@ -1,4 +1,4 @@
-"""The sub-commands: their arguments, and the modules that do them, which are imported only then."""
+"""The sub-commands: their arguments, and the functions that do them, whose modules are imported only then."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ if hasattr(argparse.ArgumentParser, "_check_help"):  # Python 3.14: it takes any
     argparse.ArgumentParser._check_help = _check_strings
 
 SCORE = "eval/return_mean"
+TO_OPEN = "plugins=[...] names packages of yours that the run needs, env.kwargs.KEY=VALUE changes its environment"
 
 
 def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
@@ -39,23 +40,18 @@ def hydra_parser() -> argparse.ArgumentParser:
 
 
 def _resume(parser: Parser) -> None:
-    parser.add_argument(
-        "directory", metavar="DIR", type=Path, help="of a run or a sweep; a search goes on with its own command"
-    )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="total_steps=N extends the run")
+    _run(parser, "of a run or a sweep; a search goes on with its own command", "total_steps=N extends the run")
 
 
 def _eval(parser: Parser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    _run(parser)
     parser.add_argument("--episodes", type=positive_number, help="how many; by default as its final evaluation")
     parser.add_argument("--video", action="store_true", help=f"record one episode into DIR/{VIDEOS}")
-    _plugins(parser)
 
 
 def _export(parser: Parser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the run's directory")
+    _run(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help=f"where to write (default: DIR/{POLICY})")
-    _plugins(parser)
 
 
 def _report(parser: Parser) -> None:
@@ -68,14 +64,10 @@ def _report(parser: Parser) -> None:
     parser.add_argument("--method", action="append", default=[], help="a method of --reference (default: all of them)")
 
 
-def _plugins(parser: Parser) -> None:
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        default=[],
-        help="plugins=[...] names packages of yours that the run needs, env.kwargs.KEY=VALUE changes its environment",
-    )
+def _run(parser: Parser, directory: str = "the run's directory", overrides: str = TO_OPEN) -> None:
+    """The place of a run and what changes it, with the help of both."""
+    parser.add_argument("directory", metavar="DIR", type=Path, help=directory)
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=overrides)
 
 
 def positive_number(text: str) -> int:
@@ -86,19 +78,19 @@ def positive_number(text: str) -> int:
 
 COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "resume": (
-        "rl_runner.resume",
+        "rl_runner.resume.main",
         "Go on with a run or a sweep where it stopped, or beyond its end.",
         _resume,
     ),
     "eval": (
-        "rl_runner.saved_policy",
+        "rl_runner.saved_policy.evaluate",
         "Evaluate the policy of a run's newest checkpoint anew, and record a video of it.",
         _eval,
     ),
     "export": (
-        "rl_runner.export",
+        "rl_runner.saved_policy.export",
         "Write the policy of a run's newest checkpoint as one file that needs PyTorch alone.",
         _export,
     ),
-    "report": ("rl_runner.report", "Turn runs and sweeps into one page with the answer.", _report),
+    "report": ("rl_runner.report.main", "Turn runs and sweeps into one page with the answer.", _report),
 }

@@ -20,6 +20,8 @@ def hide(value: str, written: str) -> None:
 class Told(Exception):  # noqa: N818 - it names an outcome, not a mistake in the code
     """Ends in its message alone, without a traceback."""
 
+    code = 1
+
     def __str__(self) -> str:
         longest_first = sorted(_hidden, key=len, reverse=True)  # one value may be a part of another
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
@@ -28,6 +30,8 @@ class Told(Exception):  # noqa: N818 - it names an outcome, not a mistake in the
 
 class UserError(Told):
     """Something the user can put right; its lines say how. Exit code 2, nothing written."""
+
+    code = 2
 
 
 class RunFailed(Told):
@@ -43,7 +47,7 @@ class Interrupted(BaseException):
     def __init__(self, signum: int, command: str, unsaved: str | None = None):
         state = f"; {unsaved}" if unsaved else ", all is saved"
         super().__init__(f"interrupted by signal {signum}{state}; to go on: {command}")
-        self.signum, self.unsaved = signum, unsaved
+        self.signum, self.unsaved, self.code = signum, unsaved, 128 + signum
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,15 +59,8 @@ class Parser(argparse.ArgumentParser):
 
 def report_error(error: BaseException) -> int:
     """Print what a command ended with; its exit code."""
-    match error:
-        case UserError():
-            print(error, file=sys.stderr)
-            return 2
-        case Interrupted():
-            print(error, file=sys.stderr)
-            return 128 + error.signum
-        case RunFailed():
-            print(error, file=sys.stderr)
-        case _:
-            traceback.print_exception(error)
+    if isinstance(error, Told | Interrupted):
+        print(error, file=sys.stderr)
+        return error.code
+    traceback.print_exception(error)
     return 1

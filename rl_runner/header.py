@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rl_runner.config.schema import Config, written_values
@@ -22,12 +23,13 @@ MACHINE = (  # what decides how, not what is learned
 def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
+    threads = _plural(torch.get_num_threads(), "CPU thread")
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
         learning(run, num_updates),
         f"replay: {replay(run)}",
-        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
+        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}",
         f"environment: {continuity}",
         f"evaluation: {evaluation(config)}",
     ]
@@ -128,9 +130,3 @@ def _actions(spec: Any) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

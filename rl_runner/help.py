@@ -20,7 +20,7 @@ MARKUP = re.compile(r"^(?:\.\. |Args:)", re.MULTILINE)  # where a docstring goes
 Texts = dict[str, str]  # by dotted path
 # Classes whose keys another one takes.
 SCHEMA = "rl_runner.config.schema"
-KEYS_OF = {"hydra_plugins.rl_runner.sweeper.OptunaSweeper": "rl_runner.sweep.search.Search"}
+KEYS_OF = {"hydra_plugins.rl_runner.OptunaSweeper": "rl_runner.sweep.search.Search"}
 
 
 def show_defaults() -> None:

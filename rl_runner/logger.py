@@ -96,14 +96,15 @@ class Logger:
         for name, sink in self._sinks.items():
             sink.begin(step, states.get(name))
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        """One row; values that are not finite are left out."""
+    def write(self, step: int, row: Mapping[str, float]) -> dict[str, float]:
+        """One row; values that are not finite are left out. What was written."""
         row = finite(row)
         self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
         with suppress(OSError):  # sync tries again, and no checkpoint goes without it
             self._drain()
         for sink in self._sinks.values():
             sink.write(step, row)
+        return row
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""

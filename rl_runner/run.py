@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rl_runner import accelerate, header
-from rl_runner.config.schema import Config, factory, save_config, written_values
+from rl_runner.config.schema import Config, save_config, written_values
 from rl_runner.config.targets import PARTS
 from rl_runner.envs import Envs, Spec, probe_continuity
 from rl_runner.envs.process import one_line
@@ -34,26 +34,23 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     """Construct every part of a run; nothing else decides what it consists of."""
     envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
     agent, wired = build_agent(config, envs.spec)
-    replay = wire(
-        factory("replay", config.replay, config.plugins), wired | {"gamma": agent.gamma, "directory": directory}
-    )
+    replay = wire(config.factory("replay"), wired | {"gamma": agent.gamma, "directory": directory})
     evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
     return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
 
 
 def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
     """The agent, and the parts that were there to be wired."""
-    wired = {
+    wired: dict[str, Any] = {
         "spec": spec,
         "num_envs": config.num_envs,
         "total_steps": config.total_steps,
         "seed": config.seed,
         "device": resolve_device(config.device),
     }
-    for name in ("network", "optimizer", "encoder", "value", *PARTS):
-        wired[name] = factory(name, config.group(name), config.plugins)
+    wired |= {name: config.factory(name) for name in ("network", "optimizer", "encoder", "value", *PARTS)}
     torch.manual_seed(config.seed)  # PyTorch's own layers, in a network of the user's, draw from the global stream
-    return wire(factory("algo", config.algo, config.plugins), wired), wired
+    return wire(config.factory("algo"), wired), wired
 
 
 def run(config: Config, directory: Path) -> dict[str, Any]:
@@ -110,17 +107,14 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     (directory / RESULT).unlink(missing_ok=True)
     shared = {"directory": directory, "hparams": header.hparams(config)}
     sinks = {
-        name: partial(factory(f"loggers.{name}", group, config.plugins), **shared)
-        for name, group in config.loggers.items()
+        name: partial(config.factory(f"loggers.{name}", group), **shared) for name, group in config.loggers.items()
     }
     logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
 
     def on_row(row: dict[str, float]) -> None:
-        row = finite(row)
-        logger.write(parts.step, row)
-        session.show(row)
+        session.show(logger.write(parts.step, row))
 
     if saved and extends(config, saved) and (row := due_row(parts, parts.step - config.num_envs)):
         on_row(row)  # the one with the final evaluation had taken its place
@@ -131,9 +125,17 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
         raise
     finally:
         checkpoints.wait()
+    return finish(parts, saver, on_row, logger, session)
+
+
+def finish(
+    parts: Run, saver: Saver, on_row: Callable[[dict[str, float]], None], logger: Logger, session: Session
+) -> dict[str, Any]:
+    """Evaluate a trained agent, and write what came out; RunFailed if the disk does not take all of it."""
+    directory = session.directory
     unsaved = saver.save(wait=True)
     with session.impatient(unsaved):
-        metrics, returns = parts.evaluator(parts.agent, config.final_eval_episodes)
+        metrics, returns = parts.evaluator(parts.agent, parts.config.final_eval_episodes)
     on_row(training_row(parts) | metrics)
     session.close_bar()
     result = finite(metrics) | {
@@ -143,7 +145,7 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
         "wall_seconds": saver.wall_seconds,
         "sps": parts.step / max(parts.stopwatch.seconds, 1e-9),
         "params_sha256": params_sha256(parts.agent),
-        "seed": config.seed,
+        "seed": parts.config.seed,
         "versions": versions(parts.envs.envs[0]),
     }
     print(header.farewell(result, directory))

@@ -1,8 +1,14 @@
-"""Parts are given to each other by name: a constructor takes those that it names."""
+"""What constructors go by: they are given the parts that they name, and their keys have ranges."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+# Ranges that pydantic has no name for; the config is validated against them.
+Fraction = Annotated[float, Field(ge=0, le=1)]
+AboveOne = Annotated[float, Field(gt=1)]
 
 
 def names(function: Callable[..., Any], parameter: str) -> bool:

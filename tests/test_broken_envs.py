@@ -21,8 +21,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 
 from rl_runner.__main__ import main
 from rl_runner.config.schema import EnvConfig
-from rl_runner.config.validate import env_spec
-from rl_runner.envs import Envs, process
+from rl_runner.envs import Envs, examine, process
 from rl_runner.errors import RunFailed, UserError, report_error
 from rl_runner.persistence import CHECKPOINT, STATUS, read_json
 from rl_runner.persistence.checkpoint import newest
@@ -502,7 +501,7 @@ def test_right_or_one_line(
     before = process_state()
     code = 0
     try:
-        env_spec(configs(name).env.model_dump_json())
+        examine(configs(name).env.model_dump_json())
         run(configs(name), directory)
     except (RunFailed, UserError) as error:
         code = report_error(error)

@@ -11,8 +11,8 @@ from pydantic import PositiveInt
 
 from rl_runner.config.compose import CONFIGS
 from rl_runner.config.problems import closest
-from rl_runner.config.schema import factory, load_config, save_config
-from rl_runner.config.targets import read_group, resolve
+from rl_runner.config.schema import load_config, save_config
+from rl_runner.config.targets import factory, read_group, resolve
 from rl_runner.errors import UserError
 from rl_runner.protocols import Agent
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl_runner import export
+from rl_runner import saved_policy
 from rl_runner.config.schema import Config
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.run import run
@@ -31,7 +31,7 @@ RUNS = {
 def test_exported_policy_acts_like_the_agent(kind: str, configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(*TINY, *RUNS[kind])
     run(config, tmp_path)
-    file = export.main([str(tmp_path)])
+    file = saved_policy.export([str(tmp_path)])
     program, (agent, step, _) = torch.export.load(file).module(), load(config, tmp_path)
     assert step == 60
     for size in (1, 7):
@@ -45,7 +45,7 @@ def test_exported_policy_acts_like_the_agent(kind: str, configure: Callable[...,
 
 def test_the_file_needs_pytorch_alone(configure: Callable[..., Config], tmp_path: Path) -> None:
     run(configure(*TINY, *RUNS["discrete"]), tmp_path / "run")
-    file = export.main([str(tmp_path / "run"), "--out", str(tmp_path / "policy.pt2")])
+    file = saved_policy.export([str(tmp_path / "run"), "--out", str(tmp_path / "policy.pt2")])
     use = (
         "import sys, torch\n"
         f"print(torch.export.load({str(file)!r}).module()(torch.zeros(3, 4)).shape, 'rl_runner' in sys.modules)"
@@ -57,12 +57,12 @@ def test_the_file_needs_pytorch_alone(configure: Callable[..., Config], tmp_path
 def test_a_file_that_acts_otherwise_is_found_out(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(*TINY, *RUNS["continuous"])
     run(config, tmp_path)
-    file, (agent, _, _) = export.main([str(tmp_path)]), load(config, tmp_path)
+    file, (agent, _, _) = saved_policy.export([str(tmp_path)]), load(config, tmp_path)
     other = gym.spaces.Box(-3.0, 3.0, (1,))
     with pytest.raises(RunFailed, match="does not act like the agent"):
-        export.check(file, agent, other, torch.ones(2, 3))
+        saved_policy.check(file, agent, other, torch.ones(2, 3))
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
-        export.main([str(tmp_path)])
+        saved_policy.export([str(tmp_path)])

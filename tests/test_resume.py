@@ -335,7 +335,7 @@ def test_a_malicious_config_runs_nothing(finished_run: Path) -> None:
         bomb = config.replace("_target_: rl_runner.networks.MLP", f"_target_: {target}\n  command: touch {canary}")
         assert bomb != config
         (finished_run / CONFIG).write_text(bomb)
-        for command in (resume.main, saved_policy.main):
+        for command in (resume.main, saved_policy.evaluate):
             with pytest.raises(UserError, match="may be named"):
                 command([str(finished_run)])
     assert not canary.exists()
@@ -389,7 +389,7 @@ def test_a_finished_run_whose_checkpoint_is_gone_is_not_begun_anew(configure: Co
         run(configure(*TINY, *DQN), finished_run)
 
 
-@pytest.mark.parametrize("command", [resume.main, saved_policy.main])
+@pytest.mark.parametrize("command", [resume.main, saved_policy.evaluate])
 def test_a_directory_without_a_run_is_refused(command: Callable[[list[str]], Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         command([str(tmp_path)])
@@ -402,7 +402,7 @@ def test_how_a_run_is_evaluated_may_change_where_it_stopped(finished_run: Path) 
 
 
 def test_saved_policy_is_the_one_that_was_trained(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained, again = read_json(finished_run / RESULT), saved_policy.main([str(finished_run)])
+    trained, again = read_json(finished_run / RESULT), saved_policy.evaluate([str(finished_run)])
     assert {key: trained[key] for key in again} == again
     assert "CartPole-v1, policy of step 240, 3 episodes" in capsys.readouterr().out
 
@@ -419,13 +419,13 @@ def test_a_place_that_cannot_be_written_is_one_line(
 
 
 def test_plugins_may_be_named_after_an_option(finished_run: Path) -> None:
-    assert len(saved_policy.main([str(finished_run), "--episodes", "2", "plugins=[]"])["episode_returns"]) == 2
+    assert len(saved_policy.evaluate([str(finished_run), "--episodes", "2", "plugins=[]"])["episode_returns"]) == 2
 
 
 def test_video_shows_the_first_evaluated_episode(finished_run: Path) -> None:
     moviepy = pytest.importorskip("moviepy")
     pytest.importorskip("pygame")
-    metrics = saved_policy.main([str(finished_run), "--episodes", "1", "--video"])
+    metrics = saved_policy.evaluate([str(finished_run), "--episodes", "1", "--video"])
     (video,) = (finished_run / "videos").iterdir()
     with moviepy.VideoFileClip(str(video)) as clip:
         assert clip.n_frames == 1 + metrics["eval/length_mean"]
@@ -436,7 +436,7 @@ def test_what_cannot_be_filmed_is_said_before_anything_is_evaluated(
 ) -> None:
     monkeypatch.setitem(sys.modules, "moviepy", None)
     with pytest.raises(UserError, match="recording needs moviepy"):
-        saved_policy.main([str(finished_run), "--video"])
+        saved_policy.evaluate([str(finished_run), "--video"])
     assert capsys.readouterr().out == ""
     assert not (finished_run / "videos").exists()
 
@@ -445,7 +445,7 @@ def test_an_environment_without_a_picture_cannot_be_filmed(configure: Configure,
     pytest.importorskip("moviepy")
     run(configure(*TINY, "algo=dqn", "env=Random-v0", "eval_every=0"), tmp_path)
     with pytest.raises(UserError, match=r"Random-v0 cannot be filmed: .*render_mode"):
-        saved_policy.main([str(tmp_path), "--episodes", "1", "--video"])
+        saved_policy.evaluate([str(tmp_path), "--episodes", "1", "--video"])
     assert not (tmp_path / "videos").exists()
 
 

@@ -14,11 +14,10 @@ from rl_runner.envs import Spec
 from rl_runner.explore import NoisyPolicy, action_noise
 from rl_runner.networks import Critics, DeterministicActor, NetworkFactory
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
-from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
 from rl_runner.values import Value, critic_report
-from rl_runner.wiring import wire
+from rl_runner.wiring import Fraction, wire
 
 
 class DDPG(NoisyPolicy):

@@ -16,11 +16,10 @@ from rl_runner.explore import RepeatedActions, epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
 from rl_runner.networks import NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
-from rl_runner.ranges import AboveOne, Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
 from rl_runner.values import Value, critic_report
-from rl_runner.wiring import wire
+from rl_runner.wiring import AboveOne, Fraction, wire
 
 
 class DQN:

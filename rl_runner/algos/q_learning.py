@@ -10,9 +10,9 @@ from rl_runner import losses
 from rl_runner.envs import Spec
 from rl_runner.explore import epsilon_greedy
 from rl_runner.explore import epsilon_schedule as schedule_of
-from rl_runner.ranges import Fraction
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
+from rl_runner.wiring import Fraction
 
 
 class QLearning:

@@ -33,7 +33,7 @@ from rl_runner.persistence import attempts
 # What Hydra raises when it cannot compose what was asked for.
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
-SWEEPERS = tuple(f"hydra_plugins.rl_runner.sweeper.{name}" for name in ("GridSweeper", "OptunaSweeper"))
+SWEEPERS = tuple(f"hydra_plugins.rl_runner.{name}" for name in ("GridSweeper", "OptunaSweeper"))
 SEARCH = "hydra/sweeper=optuna"
 CHOICES = ("env", *GROUPS, "tuned")
 Load = Callable[[Sequence[str]], DictConfig]  # composes typed words
@@ -104,16 +104,10 @@ def sweep(hydra: Hydra, master: DictConfig) -> None:
 
 def validate_jobs(load: Load, jobs: Iterable[Sequence[str]]) -> list[Config]:
     """The config of every job of a sweep; UserError with one line for every problem of any."""
-    configs: list[Config] = []
-    problems: list[str] = []
-    for words in jobs:
-        try:
-            configs.append(validate_composed(load(words)))
-        except (UserError, *REFUSALS):
-            problems += problems_of(load, words)
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    return configs
+    checked = [check(load, words) for words in jobs]
+    if problems := dict.fromkeys(line for _, lines in checked for line in lines):
+        raise UserError("\n".join(problems))
+    return [config for config, _ in checked if config]
 
 
 def validate_composed(composed: DictConfig, unknown: Collection[str] = ()) -> Config:
@@ -185,13 +179,13 @@ def explain(hydra: Hydra, arguments: Namespace, error: Exception) -> UserError:
 
     words = list(map(as_typed, arguments.overrides))
     jobs, refused = jobs_of(words) if arguments.multirun else ([words], {})
-    problems = [*refused.values(), *(line for job in jobs for line in problems_of(load, job, refused))]
+    problems = [*refused.values(), *(line for job in jobs for line in check(load, job, refused)[1])]
     return UserError("\n".join(dict.fromkeys(problems)) or " ".join(str(error).split()))
 
 
 def jobs_of(words: Sequence[str]) -> tuple[list[list[str]], dict[str, str]]:
     """The jobs of a sweep, and one line for each key that cannot be swept; intervals of a search are left out."""
-    from hydra_plugins.rl_runner.sweeper import grid
+    from hydra_plugins.rl_runner import grid
 
     parsed, problems = [], {}
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
@@ -206,21 +200,21 @@ def jobs_of(words: Sequence[str]) -> tuple[list[list[str]], dict[str, str]]:
     return grid(parsed), problems
 
 
-def problems_of(load: Load, words: Sequence[str], unknown: Collection[str] = ()) -> list[str]:
-    """One line for each word that Hydra refuses, and for each problem of what the others compose to.
+def check(load: Load, words: Sequence[str], unknown: Collection[str] = ()) -> tuple[Config | None, list[str]]:
+    """The config of these words, or one line for each word that Hydra refuses and each problem of what the others mean.
 
     `unknown`: keys that were refused before; what is typed for a group whose choice was refused cannot be judged.
     """
-    problems, refused = list[str](), set[str]()
+    config, problems, refused = None, list[str](), set[str]()
     try:
         composed = load(words)
     except REFUSALS:
         composed, problems, refused = _compose_what_can_be(load, words)
     try:
-        validate_composed(composed, refused.union(unknown))
+        config = validate_composed(composed, refused.union(unknown))
     except UserError as error:
         problems += str(error).splitlines()
-    return problems
+    return config, problems
 
 
 def _compose_what_can_be(load: Load, words: Sequence[str]) -> tuple[DictConfig, list[str], set[str]]:

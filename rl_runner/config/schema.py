@@ -14,21 +14,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    PrivateAttr,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, model_serializer
 
 from rl_runner import persistence
 from rl_runner.config import targets
 from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
-from rl_runner.config.targets import factory as factory
 from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import COMMAND, CONFIG, SWEEP, command_line_of, flatten
@@ -112,8 +103,12 @@ class Config(RunLevel):
         base = ROLES[name].base
         return getattr(self, base) | own if base and is_difference(own) else own
 
+    def factory(self, name: str, group: Mapping[str, Any] | None = None) -> functools.partial[Any]:
+        """The class of a group, with all its keys set; what the runner wires is left to the caller, by keyword."""
+        return targets.factory(name, group or self.group(name), self.plugins)
+
     @model_serializer(mode="wrap")
-    def _without_empty_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty_parts(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {name: value for name, value in dump(self).items() if value or name not in PARTS}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_runner.config.schema import Config, Parsed
-from rl_runner.config.targets import PARTS, factory
+from rl_runner.config.targets import PARTS
 from rl_runner.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     problems = list(parsed.problems)
     config, spec = parsed.config, None
     if parsed.env:
+        from rl_runner.envs import examine  # which imports torch
+
         try:
-            spec = env_spec(parsed.env.model_dump_json())
+            spec = examine(parsed.env.model_dump_json())[0]
         except UserError as error:
             problems.append(str(error))
     problems += _mismatches(parsed, spec)
@@ -35,13 +37,6 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     if problems or config is None:
         raise UserError("\n".join(problems))
     return config
-
-
-def env_spec(env_json: str) -> "Spec":
-    """What an agent may know of an environment, from its config as JSON; UserError if a run cannot work with it."""
-    from rl_runner.envs import examine  # which imports torch
-
-    return examine(env_json)[0]
 
 
 def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
@@ -86,28 +81,27 @@ def _device_problems(config: Config) -> list[str]:
 
 
 def _optimizer_problems(config: Config) -> list[str]:
-    """What the optimizer itself refuses; PyTorch's signatures know types but no ranges."""
-    parts = [name for name, role in PARTS.items() if role.base == "optimizer" and getattr(config, name)]
-    return [line for name in ("optimizer", *parts) for line in _problems_of_optimizer(name, config)]
-
-
-def _problems_of_optimizer(name: str, config: Config) -> list[str]:
+    """What the optimizers themselves refuse; PyTorch's signatures know types but no ranges."""
     import torch
 
     from rl_runner.optim import traceable
 
-    parameter, keys = torch.zeros(1, requires_grad=True), config.group(name)
-    try:
-        optimizer = factory(name, keys, config.plugins)(params=[parameter])
-        without_effect = ("fused", "capturable", "differentiable") if traceable(optimizer) else ("differentiable",)
-        if unused := [key for key in without_effect if keys.get(key)]:
-            return [f"{name}.{key}=true: does nothing here; leave it out" for key in unused]
-        if not (traceable(optimizer) or keys.get("capturable")):  # that one wants tensors on a GPU
-            parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # what it needs besides, such as a closure, shows only here
-    except Exception as error:
-        return [f"{name}: {' '.join(str(error).split()) or type(error).__name__}"]
-    return []
+    problems = []
+    for name in ("optimizer", *(part for part, role in PARTS.items() if role.base == "optimizer")):
+        if name in PARTS and not getattr(config, name):
+            continue
+        parameter, keys = torch.zeros(1, requires_grad=True), config.group(name)
+        try:
+            optimizer = config.factory(name)(params=[parameter])
+            without_effect = ("fused", "capturable", "differentiable") if traceable(optimizer) else ("differentiable",)
+            unused = [key for key in without_effect if keys.get(key)]
+            problems += [f"{name}.{key}=true: does nothing here; leave it out" for key in unused]
+            if not (unused or traceable(optimizer) or keys.get("capturable")):  # that one wants tensors on a GPU
+                parameter.grad = torch.zeros_like(parameter)
+                optimizer.step()  # what it needs besides, such as a closure, shows only here
+        except Exception as error:
+            problems.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+    return problems
 
 
 def _size_problems(config: Config) -> list[str]:
@@ -129,7 +123,7 @@ def _memory_problems(config: Config, targets: Targets, spec: "Spec", directory: 
     replay: Any = targets.get("replay")
     if not hasattr(replay, "nbytes"):
         return []
-    keys = factory("replay", config.replay, config.plugins).keywords
+    keys = config.factory("replay").keywords
     try:
         check_memory(replay, spec, config.num_envs, device=resolve_device(config.device), directory=directory, **keys)
     except UserError as error:

@@ -9,9 +9,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from rl_runner.envs import Spec
-from rl_runner.ranges import Fraction
 from rl_runner.replay.ring import Batch, Ring, Storage
 from rl_runner.replay.uniform import UniformReplay
+from rl_runner.wiring import Fraction
 
 BLOCK = 64
 BELOW_ONE = 1 - torch.finfo(torch.float64).eps

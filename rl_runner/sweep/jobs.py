@@ -19,8 +19,8 @@ from rich.text import Text
 from rl_runner.config.problems import RENAMED
 from rl_runner.config.schema import Config, save_config, words_to_trust
 from rl_runner.config.targets import ROLES, is_difference, resolve
-from rl_runner.config.validate import env_spec
 from rl_runner.console import printable
+from rl_runner.envs import examine
 from rl_runner.persistence import CONFIG, RESULT, STATUS, attempts, read_json, write_json
 from rl_runner.train import updates_due
 from rl_runner.wiring import names
@@ -197,7 +197,7 @@ def _megabytes(config: Config) -> float:
     replay: Any = resolve("replay", config.replay["_target_"], config.plugins)
     if not hasattr(replay, "nbytes") or "capacity" not in keys:
         return 0.0
-    return replay.nbytes(env_spec(config.env.model_dump_json()), config.num_envs, **keys) / 1e6
+    return replay.nbytes(examine(config.env.model_dump_json())[0], config.num_envs, **keys) / 1e6
 
 
 def _path_safe(word: str) -> str:

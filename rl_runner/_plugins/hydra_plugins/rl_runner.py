@@ -1,13 +1,21 @@
-"""The sweepers: what is swept becomes jobs, all validated before the first one starts or anything is written."""
+"""What Hydra finds of ours: a source of configs, so that `env=<any Gymnasium id>` needs no YAML file, and the sweepers.
+
+Jobs of a sweep are all validated before the first one starts or anything is written.
+"""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +24,47 @@ from rl_runner.config.words import as_typed, opened
 from rl_runner.errors import UserError
 
 MOST_ENVS = 200  # beyond which a glob is a mistake: each of them would be made first
+
+OmegaConf.register_new_resolver("path_safe", lambda name: re.sub(r"[^\w.-]+", "_", str(name)), replace=True)
+
+
+class GymnasiumSource(ConfigSource):
+    """The config `env/<id>` for whatever id; whether the id exists is a question for the validation."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "gymnasium"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", "env")
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.startswith("env/")
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        env_id = config_path.removeprefix("env/").removesuffix(".yaml")
+        config = OmegaConf.create({"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1})
+        return ConfigResult(self.provider, self.full_path(), config, header={"package": "env"})
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else ["env"]
+        if results_filter == ObjectType.GROUP:
+            return []
+        from rl_runner.config.env_ids import known_ids  # for glob(...); help and completion know of them by themselves
+
+        return known_ids()
+
+
+class GymnasiumSearchPath(SearchPathPlugin):
+    """Appends the source after the directories of files, so that real files win."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        # Hydra puts --config-dir before the first provider of this name: so it comes before this source as well.
+        search_path.append(provider="schema", path="gymnasium://")
 
 
 class GridSweeper(Sweeper):
