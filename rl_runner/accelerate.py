@@ -48,12 +48,27 @@ def choose(wanted: Wanted, agent: Agent, replay: Replay, device: torch.device, n
     return "compile", f"{num_updates:,} updates are worth compiling{unproven}"
 
 
-def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode) -> Update:
+def build_update(agent: Any, replay: Replay, averages: Averages, mode: Mode, precision: str = "highest") -> Update:
     """A function that does one update at the given environment step and adds its metrics to `averages`.
 
-    With a graph, the agent then explores by a graph, too.
+    With a graph, the agent then explores by a graph, too. With `bfloat16` it learns by products of that precision; it
+    acts by those of float32.
     """
+    if precision == "bfloat16":
+        learns = "learn" if hasattr(agent, "learn") else "update"
+        setattr(agent, learns, in_bfloat16(getattr(agent, learns), torch.device(getattr(agent, "device", "cpu"))))
     return _eager(agent, replay, averages) if mode == "eager" else _graph(agent, replay, averages, mode)
+
+
+def in_bfloat16(learn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`learn` with wide matrix products in bfloat16 and all else in float32: weights, targets, losses, statistics."""
+
+    def call(*arguments: Any) -> Any:
+        # Without the cache, from which eager code would take weights of before the optimizer's step.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            return learn(*arguments)
+
+    return call
 
 
 def _eager(agent: Agent, replay: Replay, averages: Averages) -> Update:

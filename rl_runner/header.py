@@ -20,7 +20,7 @@ MACHINE = (  # what decides how, not what is learned
 )  # fmt: skip
 
 
-def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
+def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str, continuity: str) -> str:
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
     threads = _plural(torch.get_num_threads(), "CPU thread")
@@ -29,7 +29,8 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
         learning(run, num_updates),
         f"replay: {replay(run)}",
-        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}",
+        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
+        + ("; learns by products in bfloat16" if precision == "bfloat16" else ""),
         f"environment: {continuity}",
         f"evaluation: {evaluation(config)}",
     ]
@@ -37,6 +38,8 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         lines.append(f"{config.env.id} has no time limit: evaluation cuts its episodes at {EVAL_LIMIT:,} steps")
     if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
         lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
+    if config.precision == "bfloat16" != precision:
+        lines.append("precision=bfloat16: not on this machine, which has no instructions for it; float32 instead")
     if num_updates == 0:
         sooner = " or lower learning_starts" if config.learning_starts else ""
         lines.append(f"warning: nothing will be learned, the run ends too early: raise total_steps{sooner}")

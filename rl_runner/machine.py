@@ -18,11 +18,20 @@ def resolve_device(device: str) -> torch.device:
 def set_up(device: str, threads: str | int, precision: str) -> torch.device:
     """Make PyTorch compute as configured; the device."""
     torch.set_num_threads(num_threads(threads))
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision("highest" if precision == "bfloat16" else precision)
     resolved = resolve_device(device)
     if resolved.index is not None:
         torch.cuda.set_device(resolved)  # where streams and graphs are made
     return resolved
+
+
+def available(precision: str, device: torch.device) -> str:
+    """This precision, or `highest` where products in bfloat16 are no instructions and would be slower."""
+    if device.type == "cuda":
+        capable = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return precision if capable or precision != "bfloat16" else "highest"
 
 
 def num_threads(threads: str | int) -> int:

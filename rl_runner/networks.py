@@ -36,6 +36,16 @@ class NetworkFactory(Protocol):
         """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`."""
 
 
+# Products of fewer weights stay in float32 under autocast: bfloat16 makes them no faster, and what reads observations
+# or writes values and actions keeps its digits.
+FEWEST_IN_BFLOAT16 = 128 * 128
+
+
+def widened(x: Tensor) -> Tensor:
+    """float32 for bfloat16."""
+    return x.float() if x.dtype is torch.bfloat16 else x
+
+
 class Linear(nn.Module):
     """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in)."""
 
@@ -44,8 +54,16 @@ class Linear(nn.Module):
         bound = n_in**-0.5
         self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
+        self.autocast = n_in * n_out >= FEWEST_IN_BFLOAT16
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.autocast or not torch.is_autocast_enabled(x.device.type):
+            return self.affine(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.affine(widened(x))
+
+    def affine(self, x: Tensor) -> Tensor:
+        """x W + b."""
         if self.weight.dim() == 2 and x.dim() == 2:
             return torch.addmm(self.bias, x, self.weight)
         return x @ self.weight + self.bias
@@ -60,7 +78,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(*lead, 1, n))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+        return F.layer_norm(widened(x), x.shape[-1:]) * self.weight + self.bias
 
 
 class MLP(nn.Module):
@@ -151,7 +169,7 @@ class Net(nn.Module):
     def output(self, *inputs: Tensor, training: bool) -> Tensor:
         """The network's output for observations, and actions where it takes them."""
         inputs = self.inputs(*inputs)
-        return self.net(*inputs, training=training) if self.told else self.net(*inputs)
+        return widened(self.net(*inputs, training=training) if self.told else self.net(*inputs))
 
 
 class QNetwork(Net):
@@ -181,7 +199,7 @@ class Critics(Net):
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1(s, a) `[B, K]`, without computing the others."""
         tensors = {name: t[0] if t.dim() else t for name, t in self.net.state_dict(keep_vars=True).items()}
-        return functional_call(self.net, tensors, self.inputs(obs, action))
+        return widened(functional_call(self.net, tensors, self.inputs(obs, action)))
 
 
 class DeterministicActor(Net):

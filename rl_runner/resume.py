@@ -10,7 +10,7 @@ import torch
 from rl_runner.commands import parse
 from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, load_config, renewed, written_values
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.machine import resolve_device
+from rl_runner.machine import available, resolve_device
 from rl_runner.persistence import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
 from rl_runner.persistence.checkpoint import Saved
 from rl_runner.persistence.state import load_state, state_of, tensors
@@ -22,6 +22,7 @@ MAY_CHANGE_ON_RESUME = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
     "dry_run", "fresh", "chosen", "loggers",
 }  # fmt: skip
+DECIDED = ("accelerate", "precision")  # once for the whole run
 
 
 def main(argv: list[str]) -> None:
@@ -40,19 +41,28 @@ def main(argv: list[str]) -> None:
 def check_config(config: Config, saved: Saved, directory: Path) -> None:
     """UserError with the differences if the run in `directory` was made by another config."""
     was = renewed(saved.origin["config"], config.plugins)
+    free, device = MAY_CHANGE_ON_RESUME, resolve_device(config.device)
+    precision = saved.origin.get("precision", config.precision)
+    if precision != available(precision, device):
+        if config.precision != "highest":
+            raise UserError(
+                f"{directory} holds a run that learns in {precision}, for which this machine has no instructions: "
+                "continue it on another, or inexactly with precision=highest"
+            )
+        free = free | {"precision"}
     there, here = flatten(DEFAULTS_ADDED_LATER | was), flatten(written_values(config))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())
-        if key.split(".")[0] not in MAY_CHANGE_ON_RESUME and there.get(key) != here.get(key)
+        if key.split(".")[0] not in free and there.get(key) != here.get(key)
     ]
     if differences:
         raise UserError(
             f"{directory} holds a run that has learned with other values ({'; '.join(differences)}): "
             "keep them, or start a new run"
         )
-    if (device := saved.origin["machine"]["device"]) != resolve_device(config.device).type:
-        raise UserError(f"{directory} holds a run that learns on {device}: continue it where there is one")
+    if (was_on := saved.origin["machine"]["device"]) != device.type:
+        raise UserError(f"{directory} holds a run that learns on {was_on}: continue it where there is one")
     if config.total_steps < min(saved.step, saved.origin["config"]["total_steps"]):
         raise UserError(f"total_steps={config.total_steps}: {directory} has already made {saved.step:,} steps")
 
@@ -118,8 +128,8 @@ def restore(run: Run, log: RowLog | None, saved: Saved, origin: Mapping[str, Any
         for tag, value in schedules(run).items():
             if (before := state["schedules"].get(tag, value)) != value:
                 print(f"{tag} at step {saved.step:,} was {before:.4g}, is {value:.4g}")
-    here, there = origin["machine"] | {"accelerate": origin["accelerate"]}, saved.origin["machine"]
-    there = there | {"accelerate": saved.origin["accelerate"]}
+    older = {"precision": run.config.precision} | saved.origin  # from before it was decided
+    here, there = (made["machine"] | {key: made[key] for key in DECIDED} for made in (origin, older))
     changes = [f"{key} was {there.get(key)}, is {value}" for key, value in here.items() if there.get(key) != value]
     for line in [*changes, *lost]:
         print(f"not exact: {line.removeprefix('not exact: ')}", file=sys.stderr)

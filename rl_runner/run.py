@@ -17,7 +17,7 @@ from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.evaluate import Evaluator
 from rl_runner.logger import Averages, Logger, finite
-from rl_runner.machine import facts, resolve_device, set_up, versions
+from rl_runner.machine import available, facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
@@ -80,6 +80,7 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
     parts = build(config, directory, rebuild)
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate
+    precision = available(saved.origin.get("precision", config.precision) if saved else config.precision, device)
     mode, reason = accelerate.choose(wanted, parts.agent, parts.replay, device, num_updates)
     if saved and mode == wanted:
         reason = "as it began"
@@ -87,16 +88,19 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
         "config": written_values(config),
         "environment": [rebuild, continuity],
         "accelerate": mode,
+        "precision": precision,
         "machine": facts(device, parts.envs.envs[0]),
     }
-    print(header.describe(parts, num_updates, mode, reason, continuity), flush=True)
+    print(header.describe(parts, num_updates, mode, reason, precision, continuity), flush=True)
     return parts, origin
 
 
 def work(config: Config, directory: Path, session: Session, saved: Saved | None) -> dict[str, Any]:
     """Train, evaluate and write what came out, from the beginning or from a checkpoint."""
     parts, origin = prepare(config, directory, saved)
-    update = accelerate.build_update(parts.agent, parts.replay, parts.averages, origin["accelerate"])
+    update = accelerate.build_update(
+        parts.agent, parts.replay, parts.averages, origin["accelerate"], origin["precision"]
+    )
     if config.lr_schedule == "linear":  # before a checkpoint puts learning rates back that have fallen already
         update = with_linear_decay(update, parts.agent, config.total_steps)
     log = checkpoint.log_of(parts.replay, directory / CHECKPOINT)

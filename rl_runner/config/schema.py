@@ -57,7 +57,7 @@ class RunLevel(Strict):
     device: Annotated[str, AfterValidator(_device)]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]
-    precision: Literal["highest", "high", "medium"]
+    precision: Literal["highest", "high", "medium", "bfloat16"]
     eval_every: NonNegativeInt
     eval_episodes: PositiveInt
     final_eval_episodes: PositiveInt
