@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rl_runner.encoders import Flat
 from rl_runner.envs import Spec
-from rl_runner.networks import num_features
+from rl_runner.networks import FEWEST_IN_BFLOAT16
 
 Product = tuple[Tensor, Tensor]
 
@@ -56,23 +57,32 @@ def actor_products(algo: str, spec: Spec, hidden: Sequence[int], batch: int) -> 
 
 
 def _widths(algo: str, spec: Spec, hidden: Sequence[int]) -> tuple[list[int], list[int], int]:
-    n = num_features(spec)
+    n = Flat(spec=spec).n_out
     if algo == "dqn":
         return [n, *hidden, spec.num_actions or 0], [], 1
     dim = spec.action_dim or 0
     return [n + dim, *hidden, 1], [n, *hidden, 2 * dim if algo == "sac" else dim], 1 if algo == "ddpg" else 2
 
 
-def floor_ms(algo: str, spec: Spec, hidden: Sequence[int], batch: int) -> float:
+def floor_ms(algo: str, spec: Spec, hidden: Sequence[int], batch: int, precision: str = "highest") -> float:
     """CPU milliseconds that the matrix products of one update take; TD3 updates its actor every second time."""
     share = 0.5 if algo == "td3" else 1.0
-    critic, actor = (_time(f(algo, spec, hidden, batch)) for f in (critic_products, actor_products))
+    lists = [f(algo, spec, hidden, batch) for f in (critic_products, actor_products)]
+    if precision == "bfloat16":
+        lists = [[_rounded(*pair, batch) for pair in pairs] for pairs in lists]
+    critic, actor = map(_time, lists)
     return critic + share * actor
+
+
+def _rounded(left: Tensor, right: Tensor, batch: int) -> Product:
+    """The factors in bfloat16, if the runner takes it for their layer."""
+    weights = left.numel() * right.shape[1] // batch
+    return (left.bfloat16(), right.bfloat16()) if weights >= FEWEST_IN_BFLOAT16 else (left, right)
 
 
 def _time(pairs: list[Product], rounds: int = 40, blocks: int = 10) -> float:
     """The quickest of some blocks, in milliseconds: whatever slows the others is not the arithmetic."""
-    ready = [(a, b, torch.empty(a.shape[0], b.shape[1])) for a, b in pairs]
+    ready = [(a, b, torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)) for a, b in pairs]
     best = float("inf")
     for _ in range(blocks):
         started = time.process_time()

@@ -66,7 +66,7 @@ class Clock:
             self.result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -> dict[str, float]:
+def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str = "highest") -> dict[str, float]:
     """The real loop with its logger, as `python -m rl_runner` runs it."""
     import torch
     from floor import floor_ms
@@ -87,7 +87,6 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     overrides = [
         f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
         f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",
-        *extra,
     ]  # fmt: skip
     with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
         values, written = plain(compose("config", overrides))
@@ -97,10 +96,10 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", *extra: str) -
     with TemporaryDirectory() as directory:
         parts = build(parsed.config, Path(directory))
         logger = Logger(Path(directory), {"tensorboard": partial(TensorBoard, directory=Path(directory), hparams={})})
-        update = build_update(parts.agent, parts.replay, parts.averages, mode)
+        update = build_update(parts.agent, parts.replay, parts.averages, mode, precision)
         train(parts, update, lambda row: logger.write(parts.step, row), lambda: clock.tick(parts.step))
         logger.close()
-    return clock.result | {"floor_ms": floor_ms(row.algo, parts.envs.spec, row.hidden, row.batch)}
+    return clock.result | {"floor_ms": floor_ms(row.algo, parts.envs.spec, row.hidden, row.batch, precision)}
 
 
 def time_sb3(row: Row, clock: Clock) -> dict[str, float]:
@@ -134,6 +133,7 @@ def _time_baselines(library: Any, row: Row, clock: Clock) -> dict[str, float]:
 SUBJECTS = {
     "rl_runner": time_rl_runner,
     "rl_runner, eager": lambda row, clock: time_rl_runner(row, clock, "eager"),
+    "rl_runner, bfloat16": lambda row, clock: time_rl_runner(row, clock, precision="bfloat16"),
     "SB3": time_sb3,
     "SBX": time_sbx,
 }
@@ -178,6 +178,11 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]], cores: str) -> 
     lines += ["", "Geometric mean of the ratios: " + ", ".join(
         f"{subject} {geometric_mean(values):.2f}" for subject, values in ratios.items() if subject != "rl_runner"
     )]  # fmt: skip
+    if ours := ratios.get("rl_runner, bfloat16"):
+        lines += ["", "The same by that of rl_runner, bfloat16: " + ", ".join(
+            f"{subject} {geometric_mean(t / o for t, o in zip(ratios[subject], ours, strict=True)):.2f}"
+            for subject in ("SB3", "SBX") if subject in ratios
+        )]  # fmt: skip
     return "\n".join(lines)
 
 
