@@ -33,7 +33,10 @@ class NetworkFactory(Protocol):
     def __call__(
         self, *, n_out: int, lead: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> nn.Module:
-        """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`."""
+        """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`.
+
+        It may ask for `outputs` besides: so many of the n_out belong to one action.
+        """
 
 
 class Linear(nn.Module):
@@ -79,8 +82,10 @@ class MLP(nn.Module):
         hidden: Sequence[PositiveInt],
         activation: Activation,
         layer_norm: bool,
+        outputs: int = 1,
     ):
         super().__init__()
+        self.outputs = outputs
         widths = [n_in, *hidden]
         self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
@@ -103,18 +108,18 @@ class MLP(nn.Module):
 
 
 class Dueling(MLP):
-    """Q = V + A - mean A, value and advantage from a shared trunk (Wang et al. 2016, eq. 9)."""
+    """Q = V + A - mean A over the actions, for each of the `outputs`; a shared trunk (Wang et al. 2016, eq. 9)."""
 
     needs_discrete_actions = True
 
     def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
         super().add_output(n_in, n_out, lead, generator)
-        self.value = Linear(n_in, 1, lead, generator)
+        self.value = Linear(n_in, self.outputs, lead, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk(x)
-        advantage = self.output(trunk)
-        return self.value(trunk) + advantage - advantage.mean(-1, keepdim=True)
+        advantage = self.output(trunk).unflatten(-1, (-1, self.outputs))
+        return (self.value(trunk).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
 
 
 class Net(nn.Module):
@@ -130,13 +135,14 @@ class Net(nn.Module):
         network: NetworkFactory,
         encoder: Any,
         generator: torch.Generator,
-        outputs: int,
+        n_out: int,
         n_action: int = 0,
         lead: tuple[int, ...] = (),
+        outputs: int = 1,
     ):
         super().__init__()
         self.encoder = None if names(network, "spec") else encoder
-        sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead}
+        sizes = {"n_in": encoder.n_out + n_action, "n_out": n_out, "lead": lead, "outputs": outputs}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
         self.told = names(self.net.forward, "training")
@@ -159,7 +165,7 @@ class QNetwork(Net):
 
     def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
         assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs)
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, outputs=outputs)
         self.shape = (spec.num_actions, outputs)
 
     def forward(self, obs: Tensor, training: bool = False) -> Tensor:
