@@ -122,7 +122,7 @@ def _value_problems(config: Config, targets: Targets) -> list[str]:
     problems = []
     if config.algo.get("huber") and isinstance(value, Categorical | Quantile):
         problems.append("algo.huber=true: is for value=scalar; use algo.huber=false")
-    if getattr(targets["algo"], "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
+    if getattr(targets.get("algo"), "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
         problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
     return problems
 
