@@ -234,7 +234,7 @@ def test_a_value_from_elsewhere_says_where_it_is_from(shown: Shown) -> None:
     ("words", "expected"),
     [
         ("algo=sac", ["gamma: 0.99 # number >= 0, <= 1", "alpha: auto # auto | number > 0; auto (learned)",
-                      "# Soft actor-critic with a squashed Gaussian policy and twin critics."]),
+                      "# Soft actor-critic with a squashed Gaussian policy and an ensemble of critics."]),
         ("replay=prioritized", ["storage: memory # memory | memmap (on disk", "epsilon: 1.0e-06 # number > 0"]),
         ("network=dueling", ["hidden: [256, 256] # list of integer > 0", "activation: relu # relu | tanh | silu"]),
         ("optimizer=sgd", ["nesterov: false # true | false", "# +optimizer.dampening=... # number"]),
