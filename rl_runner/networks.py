@@ -135,14 +135,14 @@ class Net(nn.Module):
         network: NetworkFactory,
         encoder: Any,
         generator: torch.Generator,
-        n_out: int,
+        outputs: int,
         n_action: int = 0,
         lead: tuple[int, ...] = (),
-        outputs: int = 1,
+        per_action: int = 1,
     ):
         super().__init__()
         self.encoder = None if names(network, "spec") else encoder
-        sizes = {"n_in": encoder.n_out + n_action, "n_out": n_out, "lead": lead, "outputs": outputs}
+        sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead, "outputs": per_action}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
         self.told = names(self.net.forward, "training")
@@ -165,7 +165,7 @@ class QNetwork(Net):
 
     def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
         assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, outputs=outputs)
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, per_action=outputs)
         self.shape = (spec.num_actions, outputs)
 
     def forward(self, obs: Tensor, training: bool = False) -> Tensor:
