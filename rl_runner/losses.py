@@ -46,10 +46,14 @@ def deterministic_actor_loss(q: Tensor) -> Tensor:
     return -q.mean(dim=-1).sum()
 
 
-def soft_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor | float) -> Tensor:
-    """mean[α log π(ã|s) - min_i Q_i(s, ã)]; `[E, B]` and `[B]` to a scalar (Haarnoja et al. 2018, eq. 9)."""
+def soft_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor | float, reduce: str = "min") -> Tensor:
+    """mean[α log π(ã|s) - min_i Q_i(s, ã)]; `[E, B]` and `[B]` to a scalar (Haarnoja et al. 2018, eq. 9).
+
+    `reduce`: `mean` takes mean_i Q_i in place of the minimum (TQC, REDQ).
+    """
     assert q.shape[-1:] == log_prob.shape[-1:]
-    return (alpha * log_prob - clipped_double_value(q)).mean(dim=-1).sum()
+    value = q.mean(dim=-2) if reduce == "mean" else clipped_double_value(q)
+    return (alpha * log_prob - value).mean(dim=-1).sum()
 
 
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
@@ -77,6 +81,70 @@ def smoothed_action(action: Tensor, noise: Tensor, policy_noise: float, noise_cl
     """ã' = clip(μ'(s') + clip(σ ε, -c, c), -1, 1); `[B, act]` (TD3, Fujimoto et al. 2018, eq. 14)."""
     assert action.shape == noise.shape
     return (action + (policy_noise * noise).clamp(-noise_clip, noise_clip)).clamp(-1, 1)
+
+
+def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:
+    """The law of r + γ(1-d) Z(s') on the support: m_i = Σ_j [1 - |clip(r + γ(1-d) z_j) - z_i| / Δz]⁺ p_j.
+
+    prob `[B, K]`, reward and discount `[B]`, support `[K]` evenly spaced, to `[B, K]`. The triangular form has no case
+    apart for what falls on an atom (C51, Bellemare et al. 2017, eq. 7).
+    """
+    assert reward.shape == discount.shape == prob.shape[:-1]
+    moved = (reward.unsqueeze(-1) + discount.unsqueeze(-1) * support).clamp(support[0], support[-1])
+    distance = (moved.unsqueeze(-2) - support.unsqueeze(-1)).abs() / (support[1] - support[0])
+    return ((1 - distance).clamp(min=0) * prob.unsqueeze(-2)).sum(dim=-1)
+
+
+def categorical_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Σ_E mean_B w · -Σ_i m_i log p_i; logits `[B, K]` or `[E, B, K]`, target m `[B, K]`, weight `[B]` (C51)."""
+    assert logits.shape[-2:] == target.shape == (*weight.shape, logits.shape[-1])
+    return (weight * -(target * logits.log_softmax(dim=-1)).sum(dim=-1)).mean(dim=-1).sum()
+
+
+def categorical_error(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(m ‖ p) of each estimate, `[E, B]`: unlike the cross-entropy, 0 once p = m, however noisy the target is.
+
+    Rainbow's priority (Hessel et al. 2018).
+    """
+    cross_entropy = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return (cross_entropy + torch.xlogy(target, target).sum(dim=-1)).clamp(min=0)  # rounding could go below
+
+
+def quantile_loss(quantiles: Tensor, target: Tensor, weight: Tensor, kappa: float) -> Tensor:
+    """Σ_E mean_B w · Σ_i mean_j |τ_i - 1{δ_ij < 0}| L_κ(δ_ij), with δ_ij = y_j - θ_i, τ_i = (i + ½)/N, Huber's L_κ.
+
+    quantiles θ `[B, N]` or `[E, B, N]`, target y `[B, M]`, weight `[B]` (QR-DQN, Dabney et al. 2018, eq. 10).
+    """
+    assert quantiles.shape[-2:-1] == target.shape[:-1] == weight.shape
+    delta = target.unsqueeze(-2) - quantiles.unsqueeze(-1)
+    size = delta.abs()
+    bent = size.clamp(max=kappa)
+    tau = (torch.arange(quantiles.shape[-1], device=delta.device, dtype=delta.dtype) + 0.5) / quantiles.shape[-1]
+    loss = (tau.unsqueeze(-1) - (delta < 0).to(delta.dtype)).abs() * bent * (size - 0.5 * bent)
+    return (weight * loss.mean(dim=-1).sum(dim=-1)).mean(dim=-1).sum()
+
+
+def quantile_error(quantiles: Tensor, target: Tensor) -> Tensor:
+    """mean_i mean_j |y_j - θ_i| of each estimate, `[E, B]`."""
+    return (target.unsqueeze(-2) - quantiles.unsqueeze(-1)).abs().mean(dim=(-2, -1))
+
+
+def min_by_mean(out: Tensor, mean: Tensor) -> Tensor:
+    """The whole distribution of the critic with the smallest mean, never a mixture; `[E, B, K]`, `[E, B]` to `[B, K]`.
+
+    Elementwise minima of distributions would be none (SimbaV2, Lee et al. 2025).
+    """
+    lowest = mean.argmin(dim=-2, keepdim=True).unsqueeze(-1)
+    return out.gather(-3, lowest.expand(*lowest.shape[:-1], out.shape[-1])).squeeze(-3)
+
+
+def truncate(quantiles: Tensor, drop: int) -> Tensor:
+    """The E(N - drop) lowest of all critics' quantiles together; `[E, B, N]` to `[B, E(N - drop)]`.
+
+    `drop` counts per critic, the cut is made in the pool (TQC, Kuznetsov et al. 2020, eq. 9 and 10).
+    """
+    pool = quantiles.movedim(-3, -2).flatten(-2).sort(dim=-1).values
+    return pool[..., : pool.shape[-1] - drop * quantiles.shape[-3]]
 
 
 def critic_metrics(q: Tensor, target: Tensor) -> dict[str, Tensor]:

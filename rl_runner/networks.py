@@ -33,11 +33,13 @@ class NetworkFactory(Protocol):
     def __call__(
         self, *, n_out: int, lead: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> nn.Module:
-        """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`."""
+        """A network from `[..., B, n_in]`, or from observations if it asks for `spec`, to `[*lead, B, n_out]`.
+
+        It may ask for `outputs` besides: so many of the n_out belong to one action.
+        """
 
 
-# Products of fewer weights stay in float32 under autocast: bfloat16 makes them no faster, and what reads observations
-# or writes values and actions keeps its digits.
+# Products of fewer weights stay in float32 under autocast, which would not make them faster.
 FEWEST_IN_BFLOAT16 = 128 * 128
 
 
@@ -47,14 +49,24 @@ def widened(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in)."""
+    """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in).
 
-    def __init__(self, n_in: int, n_out: int, lead: tuple[int, ...] = (), generator: torch.Generator | None = None):
+    `exact`: whatever the precision, the product is of float32, as for values and actions.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        lead: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+    ):
         super().__init__()
         bound = n_in**-0.5
         self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
-        self.autocast = n_in * n_out >= FEWEST_IN_BFLOAT16
+        self.autocast = not exact and n_in * n_out >= FEWEST_IN_BFLOAT16
 
     def forward(self, x: Tensor) -> Tensor:
         if self.autocast or not torch.is_autocast_enabled(x.device.type):
@@ -97,8 +109,10 @@ class MLP(nn.Module):
         hidden: Sequence[PositiveInt],
         activation: Activation,
         layer_norm: bool,
+        outputs: int = 1,
     ):
         super().__init__()
+        self.outputs = outputs
         widths = [n_in, *hidden]
         self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
@@ -107,7 +121,7 @@ class MLP(nn.Module):
 
     def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
         """The layer after the last hidden one."""
-        self.output = Linear(n_in, n_out, lead, generator)
+        self.output = Linear(n_in, n_out, lead, generator, exact=True)
 
     def trunk(self, x: Tensor) -> Tensor:
         """The last hidden layer's activations."""
@@ -121,18 +135,18 @@ class MLP(nn.Module):
 
 
 class Dueling(MLP):
-    """Q = V + A - mean A, value and advantage from a shared trunk (Wang et al. 2016, eq. 9)."""
+    """Q = V + A - mean A over the actions, for each of the `outputs`; a shared trunk (Wang et al. 2016, eq. 9)."""
 
     needs_discrete_actions = True
 
     def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
         super().add_output(n_in, n_out, lead, generator)
-        self.value = Linear(n_in, 1, lead, generator)
+        self.value = Linear(n_in, self.outputs, lead, generator, exact=True)
 
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk(x)
-        advantage = self.output(trunk)
-        return self.value(trunk) + advantage - advantage.mean(-1, keepdim=True)
+        advantage = self.output(trunk).unflatten(-1, (-1, self.outputs))
+        return (self.value(trunk).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
 
 
 class Net(nn.Module):
@@ -151,10 +165,11 @@ class Net(nn.Module):
         outputs: int,
         n_action: int = 0,
         lead: tuple[int, ...] = (),
+        per_action: int = 1,
     ):
         super().__init__()
         self.encoder = None if names(network, "spec") else encoder
-        sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead}
+        sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead, "outputs": per_action}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
         self.told = names(self.net.forward, "training")
@@ -177,7 +192,7 @@ class QNetwork(Net):
 
     def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
         assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs)
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, per_action=outputs)
         self.shape = (spec.num_actions, outputs)
 
     def forward(self, obs: Tensor, training: bool = False) -> Tensor:

@@ -18,9 +18,14 @@ from rl_runner.persistence.state import state_of
 from rl_runner.replay import PrioritizedReplay, UniformReplay
 from rl_runner.run import build
 from rl_runner.train import train
+from rl_runner.values import Categorical, Quantile
 
 UPDATES = 50
 NETWORK = functools.partial(MLP, hidden=[8], activation="relu", layer_norm=False)
+DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", layer_norm=True)
+CATEGORICAL = functools.partial(Categorical, atoms=7, v_min=-3, v_max=3)
+QUANTILE = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=1)
+MIN_BY_MEAN = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=None)
 OPTIMIZERS = {
     "adam": functools.partial(torch.optim.Adam, lr=3e-3),
     "adamw": functools.partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01),
@@ -34,6 +39,12 @@ CASES = [
     pytest.param("sac", {}, {}, id="sac"),
     pytest.param("td3", {"policy_delay": 2}, {}, id="td3-delayed"),
     pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
+    pytest.param("sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean"}, PRIORITIZED, id="tqc"),
+    pytest.param("dqn", {"value": CATEGORICAL, "double": True, "network": DUELING}, PRIORITIZED, id="c51-dueling"),
+    pytest.param("ddpg", {"value": CATEGORICAL}, PRIORITIZED, id="d4pg", marks=SLOW),
+    pytest.param("dqn", {"value": MIN_BY_MEAN}, {}, id="qrdqn", marks=SLOW),
+    pytest.param("td3", {"value": MIN_BY_MEAN, "actor_objective": "min"}, {}, id="td3-quantile", marks=SLOW),
+    pytest.param("sac", {"value": CATEGORICAL}, PRIORITIZED, id="sac-categorical", marks=SLOW),
     pytest.param("ddpg", {}, {}, id="ddpg", marks=SLOW),
     pytest.param(
         "ddpg", {"noise": "ou", "max_grad_norm": 0.1, "actor_lr": 1e-3}, PRIORITIZED, id="ddpg-clipped", marks=SLOW
@@ -48,8 +59,7 @@ CASES = [
     ),
     pytest.param("dqn", {}, {}, id="dqn", marks=SLOW),
     pytest.param("dqn", {"target_update": "polyak"}, {"deduplicate": True}, id="dqn-polyak", marks=SLOW),
-    pytest.param("dqn", {"network": functools.partial(Dueling, hidden=[8], activation="gelu", layer_norm=True)}, {},
-                 id="dqn-dueling", marks=SLOW),
+    pytest.param("dqn", {"network": DUELING}, {}, id="dqn-dueling", marks=SLOW),
     *(pytest.param("sac", {"optimizer": OPTIMIZERS[name]}, {}, id=f"sac-{name}", marks=SLOW)
       for name in ("adamw", "rmsprop", "sgd")),
 ]  # fmt: skip

@@ -86,6 +86,28 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["QLearning does not learn from UniformReplay: use replay=last"],
         ),
         ("network=dueling algo=sac", ["network=dueling is for discrete actions (algo=dqn or ddqn): use network=mlp"]),
+        (
+            "algo=sac value=categorical",
+            [
+                "value.v_min, value.v_max: a categorical value needs the lowest and the highest discounted return that "
+                "can be: value.v_min=-100 value.v_max=100 for rewards in [-1, 1] and algo.gamma=0.99"
+            ],
+        ),
+        (
+            "algo=c51 env=CartPole-v1 value.v_min=5 value.v_max=-5",
+            ["value.v_min=5: must be less than value.v_max=-5; give them the other way"],
+        ),
+        ("algo=c51 env=CartPole-v1 value.atoms=1", ["value.atoms=1: must be greater than or equal to 2"]),
+        ("algo=tqc value.drop=25", ["value.drop=25: must be less than value.quantiles=25"]),
+        (
+            "algo=qrdqn env=CartPole-v1 value.drop=2",
+            ["value.drop=2: is for algorithms with critics; use value.drop=null"],
+        ),
+        (
+            "algo=dqn env=CartPole-v1 value=quantile tuned=none algo.huber=true",
+            ["algo.huber=true: is for value=scalar; use algo.huber=false"],
+        ),
+        ("algo=tqc algo.critics=0", ["algo.critics=0: must be greater than 0"]),
         ("algo.gama=.9", ["algo.gama: no such key; did you mean algo.gamma?"]),
         ("lr=1e-3", ["lr: no such key; did you mean optimizer.lr?"]),
         ("+sed=1", ["sed: no such key; did you mean seed?"]),

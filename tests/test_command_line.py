@@ -33,6 +33,7 @@ from rl_runner.saved_policy import film
 Command = Callable[..., Ended]
 Shown = Callable[..., list[str]]
 
+ALGOS = ("c51", "d4pg", "ddpg", "ddqn", "dqn", "q_learning", "qrdqn", "sac", "td3", "tqc")
 SCRIPT = str(Path(sys.executable).with_name("rl-runner"))
 FILES = [file for file in sorted(notes.CONFIGS.glob("*/**/*.yaml")) if "_target_: rl_runner" in file.read_text()]
 FILES += sorted((notes.CONFIGS / "optimizer").glob("*.yaml"))
@@ -105,8 +106,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report outputs out", {"outputs/"}),
         ("resume outputs/Pendulum-v1/sac/one tot", {"total_steps="}),
         ("resume outputs/Pendulum-v1/sac/one algo.", {"algo.gamma="}),
-        ("algo=", {f"algo={name}" for name in ("ddpg", "ddqn", "dqn", "q_learning", "sac", "td3")}),
-        ("-m algo=", {f"algo={name}" for name in ("ddpg", "ddqn", "dqn", "q_learning", "sac", "td3")}),
+        ("algo=", {f"algo={name}" for name in ALGOS}),
+        ("-m algo=", {f"algo={name}" for name in ALGOS}),
         ("-m algo=dqn,dd", {"algo=dqn,ddpg", "algo=dqn,ddqn"}),
         ("env=Pend", {"env=Pendulum-v1"}),
         ("env=froz", {"env=frozen_lake_dry"}),
@@ -141,7 +142,7 @@ def test_tab_offers(place: Path, line: str, expected: set[str] | None) -> None:
 TABS = {
     "rl-runner ev": {"eval", "eval_every=", "eval_episodes="},
     "rl-runner eval outputs/": {"outputs/Pendulum-v1/", "outputs/sweeps/"},
-    "rl-runner algo=": {"algo=ddpg", "algo=ddqn", "algo=dqn", "algo=q_learning", "algo=sac", "algo=td3"},
+    "rl-runner algo=": {f"algo={name}" for name in ALGOS},
     "rl-runner env=Pend": {"env=Pendulum-v1"},
     "rl-runner hydra/launcher=": {"hydra/launcher=local", "hydra/launcher=ray", "hydra/launcher=slurm"},
     "rl-runner eval nowhere/": set(),
@@ -233,7 +234,7 @@ def test_a_value_from_elsewhere_says_where_it_is_from(shown: Shown) -> None:
     ("words", "expected"),
     [
         ("algo=sac", ["gamma: 0.99 # number >= 0, <= 1", "alpha: auto # auto | number > 0; auto (learned)",
-                      "# Soft actor-critic with a squashed Gaussian policy and twin critics."]),
+                      "# Soft actor-critic with a squashed Gaussian policy and an ensemble of critics."]),
         ("replay=prioritized", ["storage: memory # memory | memmap (on disk", "epsilon: 1.0e-06 # number > 0"]),
         ("network=dueling", ["hidden: [256, 256] # list of integer > 0", "activation: relu # relu | tanh | silu"]),
         ("optimizer=sgd", ["nesterov: false # true | false", "# +optimizer.dampening=... # number"]),

@@ -19,21 +19,30 @@ TINY = (
 DEEP = ("network.hidden=[16]", "algo.batch_size=8", "algo.gamma=0.9", "replay.capacity=250")
 PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
 
+BOUNDS = ("value.v_min=-100", "value.v_max=0")
+
 FAST = {
     "q_learning-FrozenLake-1": ("algo=q_learning", "env=FrozenLake-v1", "num_envs=1"),
     "dqn-CartPole-3": ("algo=dqn", "env=CartPole-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "ddqn-LunarLander-1": ("algo=ddqn", "env=LunarLander-v3", "num_envs=1", "algo.target_every=100", *DEEP),
     "ddpg-Pendulum-3": ("algo=ddpg", "env=Pendulum-v1", "num_envs=3", "algo.noise=ou", *DEEP),
     "td3-Hopper-1": ("algo=td3", "env=Hopper-v5", "num_envs=1", "env.frame_stack=2", *PRIORITIZED, *DEEP),
+    "c51-CartPole-3": ("algo=c51", "env=CartPole-v1", "num_envs=3", "network=dueling", *PRIORITIZED, *DEEP),
+    "d4pg-Pendulum-1": ("algo=d4pg", "env=Pendulum-v1", "num_envs=1", *BOUNDS, *DEEP),
+    "tqc-Pendulum-3": ("algo=tqc", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
 }
 ENVS = {
     "q_learning": ["FrozenLake-v1"],
     "dqn": ["CartPole-v1", "LunarLander-v3"],
     "ddqn": ["CartPole-v1", "LunarLander-v3"],
+    "c51": ["CartPole-v1"],
+    "qrdqn": ["CartPole-v1"],
     "ddpg": ["Pendulum-v1", "Hopper-v5"],
+    "d4pg": ["Pendulum-v1"],
     "td3": ["Pendulum-v1", "Hopper-v5"],
     "sac": ["Pendulum-v1", "Hopper-v5"],
+    "tqc": ["Pendulum-v1"],
 }
 MATRIX = [
     pytest.param(algo, env, num_envs, accelerate, id=f"{algo}-{env}-{num_envs}-{accelerate}")
@@ -57,7 +66,7 @@ def test_killed_run_ends_with_the_same_bits(
 def test_killed_run_ends_with_the_same_bits_everywhere(
     algo: str, env: str, num_envs: int, accelerate: str, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    deep = () if algo == "q_learning" else DEEP
+    deep = () if algo == "q_learning" else (*DEEP, *BOUNDS) if algo == "d4pg" else DEEP
     overrides = (f"algo={algo}", f"env={env}", f"num_envs={num_envs}", f"accelerate={accelerate}", *deep)
     check(configure(*TINY, *overrides), tmp_path, seed=1)
 

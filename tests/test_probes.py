@@ -13,16 +13,22 @@ from rl_runner import accelerate
 from rl_runner.run import build
 from rl_runner.train import Run, train
 
-AGENTS = ("q_learning", "dqn", "ddqn", "ddpg", "td3", "sac")
+AGENTS = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc")
+DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn")
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
+BOUNDS = ("value.atoms=21", "value.v_min=-4", "value.v_max=4")
 WORDS = {
     "q_learning": ("algo.learning_rate_decay=0", "algo.learning_rate=0.2", "total_steps=400"),
     "dqn": (*DEEP, "algo.target_every=10"),
     "ddqn": (*DEEP, "algo.target_every=10"),
+    "c51": (*DEEP, "algo.target_every=10", *BOUNDS),
+    "qrdqn": (*DEEP, "algo.target_every=10", "value.quantiles=5"),
     "ddpg": (*DEEP, "algo.noise_scale=0.5"),
+    "d4pg": (*DEEP, "algo.noise_scale=0.5", "replay.n_step=1", *BOUNDS),
     "td3": (*DEEP, "algo.noise_scale=0.5"),
     "sac": (*DEEP, "algo.alpha=1e-3"),  # entropy adds next to nothing to the values
+    "tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
 }
 
 
@@ -67,7 +73,7 @@ def probe() -> Iterator[None]:
 
 
 def trained(configure: Any, algo: str, *words: str, **kwargs: Any) -> Run:
-    kwargs |= {"tabular": algo == "q_learning", "discrete": algo in ("q_learning", "dqn", "ddqn")}
+    kwargs |= {"tabular": algo == "q_learning", "discrete": algo in DISCRETE}
     env = ",".join(f"{key}:{str(value).lower()}" for key, value in kwargs.items())
     common = ("env=Probe-v0", f"+env.kwargs={{{env}}}", "device=cpu", "eval_every=0", "log_every=10000")
     run = build(configure(f"algo={algo}", *common, *WORDS[algo], *words), None)

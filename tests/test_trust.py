@@ -30,7 +30,7 @@ MEMBERS = {
     },
     "replay": {"UniformReplay", "PrioritizedReplay", "LastReplay"},
     "encoder": {"Flat"},
-    "value": {"Scalar"},
+    "value": {"Scalar", "Categorical", "Quantile"},
     "loggers": {"TensorBoard"},
     "hydra.launcher": {"Local", "Slurm", "Ray"},
     "hydra.sweeper": {"Search"},

@@ -12,7 +12,7 @@ from rl_runner.config.schema import EnvConfig, RunLevel
 NUMBERS = ["seed", "total_steps", "num_envs", "eval_episodes", "algo.batch_size", "algo.gamma", "optimizer.lr"]
 KEYS = [*RunLevel.model_fields, *(f"env.{name}" for name in EnvConfig.model_fields), "algo.tau", "replay.capacity"]
 CHOICES = {
-    "algo": ["q_learning", "dqn", "ddqn", "ddpg", "td3", "sac"],
+    "algo": ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc"],
     "network": ["mlp", "dueling"],
     "optimizer": ["adam", "adamw", "rmsprop", "sgd"],
     "replay": ["uniform", "prioritized", "last"],
@@ -23,6 +23,8 @@ WRONG_TOGETHER = [
     "algo=sac env=CartPole-v1",
     "algo=ddpg env=FrozenLake-v1",
     "algo=q_learning env=CartPole-v1",
+    "algo=d4pg",
+    "algo=tqc value.drop=30",
     "algo=q_learning env=FrozenLake-v1 replay=uniform",
     "algo=sac network=dueling",
     "algo=td3 replay=last",

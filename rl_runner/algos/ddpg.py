@@ -82,7 +82,8 @@ class DDPG(NoisyPolicy):
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
-            next_out = self.target_critics(batch.next_obs, self.target_actor(batch.next_obs))[0]
+            next_action = self.target_actor(batch.next_obs)
+            next_out = self.value.pessimistic(self.target_critics(batch.next_obs, next_action))
             target = self.value.target(batch.reward, batch.discount, next_out)
 
         out = self.critics(batch.obs, batch.action, training=True)

@@ -20,11 +20,12 @@ from rl_runner.wiring import Fraction, wire
 
 
 class SAC:
-    """Soft actor-critic with a squashed Gaussian policy and twin critics.
+    """Soft actor-critic with a squashed Gaussian policy and an ensemble of critics.
 
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
     `target_entropy` (null: -dim(A)); a number fixes it. `log_std_min`, `log_std_max`: bounds of log σ.
-    `max_grad_norm`: clip actor and critic gradients.
+    `max_grad_norm`: clip actor and critic gradients. `critics`: how many, and `actor_reduce`: whether the actor climbs
+    the lowest of them or their mean.
     """
 
     actions = "continuous"
@@ -64,10 +65,12 @@ class SAC:
         log_std_min: FiniteFloat,
         log_std_max: FiniteFloat,
         max_grad_norm: PositiveFloat | None,
+        critics: PositiveInt = 2,
+        actor_reduce: Literal["min", "mean"] = "min",
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
-        self.tau, self.max_grad_norm = tau, max_grad_norm
+        self.tau, self.max_grad_norm, self.actor_reduce = tau, max_grad_norm, actor_reduce
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
         self.sampling = generator(seed, "sampling", device)
@@ -75,7 +78,7 @@ class SAC:
         init = generator(seed, "init")
         features = wire(encoder, {"spec": spec, "generator": init})
         self.actor = GaussianActor(spec, actor_network, Shared(features), init, (log_std_min, log_std_max)).to(device)
-        self.critics = Critics(spec, critic_network, features, self.value.outputs, 2, init).to(device)
+        self.critics = Critics(spec, critic_network, features, self.value.outputs, critics, init).to(device)
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
         self.targets = Targets((self.target_critics, self.critics))
         self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
@@ -135,7 +138,7 @@ class SAC:
 
         action, log_prob = self.sample(batch.obs, noise, training=True)
         policy_q = self.value.mean(self.critics(batch.obs, action))
-        actor_loss = losses.soft_actor_loss(policy_q, log_prob, alpha)
+        actor_loss = losses.soft_actor_loss(policy_q, log_prob, alpha, self.actor_reduce)
         actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
 
         metrics, td_error = critic_report(self.value, out, target)

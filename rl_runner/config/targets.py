@@ -27,7 +27,7 @@ class Role(NamedTuple):
 NETWORK = Role(
     "rl_runner.networks",
     "rl_runner.networks.NetworkFactory",
-    frozenset({"n_in", "n_out", "lead", "generator", "spec"}),
+    frozenset({"n_in", "n_out", "lead", "generator", "spec", "outputs"}),
 )
 OPTIMIZER = Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"}))
 PARTS = {

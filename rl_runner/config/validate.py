@@ -32,6 +32,7 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     problems += _mismatches(parsed, spec)
     if config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
+        problems += _value_problems(config, parsed.targets)
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
@@ -101,6 +102,22 @@ def _optimizer_problems(config: Config) -> list[str]:
                 optimizer.step()  # what it needs besides, such as a closure, shows only here
         except Exception as error:
             problems.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+    return problems
+
+
+def _value_problems(config: Config, targets: Targets) -> list[str]:
+    """What a value head itself refuses, and what the algorithm would do without it."""
+    from rl_runner.values import Categorical, Quantile
+
+    try:
+        value = config.factory("value")()
+    except UserError as error:
+        return [str(error)]
+    problems = []
+    if config.algo.get("huber") and isinstance(value, Categorical | Quantile):
+        problems.append("algo.huber=true: is for value=scalar; use algo.huber=false")
+    if getattr(targets.get("algo"), "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
+        problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
     return problems
 
 
