@@ -147,7 +147,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     words = (*WORDS, "network.hidden=[128,128]", "precision=bfloat16")
     whole: Ended = rl_runner(*words, "total_steps=300", "hydra.run.dir=whole")
     assert whole.code == 0
-    assert "learns by products in bfloat16" in " ".join(whole.out).replace("  ", " ")
+    assert "learns by products in bfloat16" in " ".join(" ".join(whole.out).split())
     assert rl_runner(*words, "total_steps=200", "algo.epsilon_fraction=0.75", "hydra.run.dir=begun").code == 0
     assert checkpoint.newest(tmp_path / "begun/checkpoint").origin["precision"] == "bfloat16"
     other = rl_runner("resume", "begun", "precision=highest")
