@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from rl_runner.config.schema import Config, written_values
-from rl_runner.envs import EVAL_LIMIT
+from rl_runner.encoders import Conv, image_of
+from rl_runner.envs import EVAL_LIMIT, Spec
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
 from rl_runner.train import Run
@@ -22,9 +23,11 @@ MACHINE = (  # what decides how, not what is learned
 def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str) -> str:
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
+    encoders = [part for module in modules(run.agent) for part in module.modules() if isinstance(part, Conv)]
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
+        *(encoder(spec, config, part.n_out) for part in encoders[:1]),
         learning(run, num_updates),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
@@ -55,6 +58,14 @@ def learning(run: Run, num_updates: int) -> str:
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
         f"{num_updates:,} in all{falling}"
     )
+
+
+def encoder(spec: Spec, config: Config, n_out: int) -> str:
+    """What the images go through, in words."""
+    channels, height, width = image_of(spec) or (0, 0, 0)
+    name = config.chosen.get("encoder", "convolutions")
+    size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"
+    return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
 
 
 def replay(run: Run) -> str:
@@ -108,8 +119,12 @@ def hparams(config: Config) -> dict[str, int | float | str | bool]:
 
 def num_parameters(agent: Any) -> int:
     """Trainable parameters of all the agent's modules."""
-    modules = [value for value in vars(agent).values() if isinstance(value, nn.Module)]
-    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    return sum(p.numel() for module in modules(agent) for p in module.parameters() if p.requires_grad)
+
+
+def modules(agent: Any) -> list[nn.Module]:
+    """The agent's networks."""
+    return [value for value in vars(agent).values() if isinstance(value, nn.Module)]
 
 
 def _wrapped(line: str) -> str:

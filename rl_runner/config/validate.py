@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS, factory
 from rl_runner.errors import UserError
+from rl_runner.wiring import wire
 
 if TYPE_CHECKING:
     from rl_runner.envs import Spec
@@ -28,6 +29,9 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         except UserError as error:
             problems.append(str(error))
     problems += _mismatches(parsed, spec)
+    if config and spec:
+        config, unfit = _with_encoder(config, parsed.targets, spec)
+        problems += unfit
     if config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
     if config and spec and not problems:
@@ -68,6 +72,26 @@ def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
         if tabular != (replay.__name__ == "LastReplay"):
             problems.append(f"{algo.__name__} does not learn from {replay.__name__}: use replay={fitting}")
     return problems
+
+
+def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Config, list[str]]:
+    """The config with the encoder that `auto` comes to for these observations, and why one of ours does not fit."""
+    import torch
+
+    from rl_runner import encoders
+
+    if targets.get("encoder") is encoders.Auto:
+        name = encoders.choice(spec)
+        chosen = config.chosen | {"encoder": name}
+        config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})
+    make = factory("encoder", config.encoder, config.plugins)
+    if make.func in (encoders.Flat, encoders.Conv):
+        try:
+            with torch.device("meta"):
+                wire(make, {"spec": spec})
+        except UserError as error:
+            return config, [str(error)]
+    return config, []
 
 
 def _device_problems(config: Config) -> list[str]:
