@@ -46,7 +46,7 @@ class Evaluator:
     def __init__(self, env: EnvConfig, seed: int, gamma: float, episodes: int, rebuild: bool = False):
         self.gamma, self.seed = gamma, seed
         self.envs = Envs(env, min(episodes, MAX_PARALLEL), seed, "eval", auto_reset=False, rebuild=rebuild)
-        self.model = exact.model_of(self.envs.envs[0])
+        self.model = None if env.wrappers else exact.model_of(self.envs.envs[0])  # which they may change
         self.limit = min([self.envs.spec.max_episode_steps or EVAL_LIMIT, *_lift_time_limits(self.envs.envs[0])])
         # k; all pairs within the limit are then followed by at least k + 1 rewards.
         self.beyond = next((k for k in range(FARTHEST + 1) if gamma ** (k + 1) <= TAIL), math.inf)

@@ -28,6 +28,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
+        *([wrappers(config)] if config.env.wrappers else []),
         learning(run, num_updates),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
@@ -66,6 +67,12 @@ def encoder(spec: Spec, config: Config, n_out: int) -> str:
     name = config.chosen.get("encoder", "convolutions")
     size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"
     return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
+
+
+def wrappers(config: Config) -> str:
+    """What stands around the environment, in words."""
+    names = [group["_target_"].rpartition(".")[2] for group in config.env.wrappers]
+    return f"wrappers, inner to outer: {', '.join(names)}"
 
 
 def replay(run: Run) -> str:

@@ -25,7 +25,8 @@ from pydantic import (
 )
 
 from rl_runner import persistence
-from rl_runner.config import targets
+from rl_runner.config import environment, targets
+from rl_runner.config.environment import EnvConfig as EnvConfig
 from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
 from rl_runner.config.targets import factory as factory
@@ -39,15 +40,6 @@ def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("auto, cpu, cuda or cuda:N")
     return name
-
-
-class EnvConfig(Strict):
-    """An environment: `gymnasium.make(id, **kwargs)`; max_episode_steps null keeps its own time limit."""
-
-    id: Annotated[str, Field(min_length=1)]
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    max_episode_steps: PositiveInt | None = None
-    frame_stack: PositiveInt = 1
 
 
 class RunLevel(Strict):
@@ -140,9 +132,12 @@ def parse(
     if not isinstance(loggers, Mapping):
         return Parsed(None, None, {}, ["loggers: choose them by name, loggers=[tensorboard], see --help"])
     values |= {f"loggers.{name}": group for name, group in loggers.items()}
+    around = environment.wrappers_of(raw.get("env"))
+    problems = [f"{name}: {line}" for name, group in around.items() if (line := environment.missing(group))]
+    values |= {} if problems else around
     groups = targets.read_groups(values, plugins, known)
     known += [key for group in groups.values() for key in group.keys]
-    problems = checked(RunLevel, run_level, known)[1] + plugin_problems
+    problems += checked(RunLevel, run_level, known)[1] + plugin_problems
     env, env_problems = None, ["env: needs env.id, the name of an environment"]
     if isinstance(raw.get("env"), Mapping):
         env, env_problems = checked(EnvConfig, raw["env"], known, "env.")
@@ -151,17 +146,22 @@ def parse(
     for name, group in groups.items():
         if algo and values[name] and name in PARTS and not names(algo, name):
             problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
+        elif name in around and (line := environment.refusal(group.target, values[name])):
+            problems.append(f"{name}: {line}")
         else:
             problems += group.problems
+    if any(line.startswith("env.wrappers") for line in problems):
+        env = None  # which is not to be made of them
     allowed = {name: group.target for name, group in groups.items() if group.target}
     if problems:
         return Parsed(None, env, allowed, problems)
     sound: dict[str, Any] = {name: group.values for name, group in groups.items()}
     sound["loggers"] = {name: sound.pop(f"loggers.{name}") for name in loggers}
+    sound["env"] = {**raw["env"], "wrappers": [sound.pop(name) for name in around]}
     config = Config.model_validate({**raw, **sound, "chosen": chosen})
     config._written.update(written)
     config._command_line.extend(command_line)
-    return Parsed(config, env, allowed, problems)
+    return Parsed(config, config.env, allowed, problems)
 
 
 def written_values(config: Config) -> dict[str, Any]:

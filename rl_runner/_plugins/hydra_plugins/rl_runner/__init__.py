@@ -29,7 +29,9 @@ class GymnasiumSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         env_id = config_path.removeprefix("env/").removesuffix(".yaml")
-        config = OmegaConf.create({"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1})
+        config = OmegaConf.create(
+            {"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1, "wrappers": []}
+        )
         return ConfigResult(self.provider, self.full_path(), config, header={"package": "env"})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
