@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
 from rl_runner.encoders import Conv, image_of
 from rl_runner.envs import EVAL_LIMIT, Spec
@@ -28,7 +29,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
-        *([wrappers(config)] if config.env.wrappers else []),
+        *around(config),
         learning(run, num_updates),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {_plural(_threads(), 'CPU thread')}",
@@ -69,10 +70,17 @@ def encoder(spec: Spec, config: Config, n_out: int) -> str:
     return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
 
 
-def wrappers(config: Config) -> str:
-    """What stands around the environment, in words."""
-    names = [group["_target_"].rpartition(".")[2] for group in config.env.wrappers]
-    return f"wrappers, inner to outer: {', '.join(names)}"
+def around(config: Config) -> list[str]:
+    """What stands around the environment, and the preset that it may come from, in words."""
+    lines = []
+    if preset := config.chosen.get("preset"):
+        files = [file for file in notes.files({"preset": preset}, [notes.CONFIGS]) if file.group == "preset"]
+        said = f": {files[-1].header}" if files else ""
+        lines.append(f"preset {preset} (preset=none switches it off){said}")
+    if names := [group["_target_"].rpartition(".")[2] for group in config.env.wrappers]:
+        limit = f"; at most {config.env.max_episode_steps:,} steps" if config.env.max_episode_steps else ""
+        lines.append(f"wrappers, inner to outer: {', '.join(names)}{limit}")
+    return lines
 
 
 def replay(run: Run) -> str:

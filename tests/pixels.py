@@ -64,4 +64,5 @@ class Dot(gym.Env):
 
 
 gym.register("Catch-v0", Catch)
+gym.register("Pixels/Catch-v0", Catch)
 gym.register("Dot-v0", Dot)

@@ -147,7 +147,7 @@ def test_a_run_goes_on_in_the_middle_of_an_episode_and_keeps_its_wrappers(rl_run
         (f"{GYM}.TransformReward", "takes a function, which no config can hold: name a wrapper of yours"),
         (f"{GYM}.vector.RescaleAction", "name the wrapper of one, in gymnasium.wrappers"),
         (f"{{_target_: {GYM}.AtariPreprocessing, terminal_on_life_loss: true}}", "starts a new game at every life"),
-        (f"{{_target_: {GYM}.StickyAction, repeat_action_probability: 0.1, odds: 1}}", "env.wrappers.0.odds: no such key"),
+        (f"{{_target_: {GYM}.RepeatAction, num_repeats: 2, odds: 1}}", "env.wrappers.0.odds: no such key"),
         (f"{{_target_: {GYM}.RepeatAction, num_repeats: x}}", "env.wrappers.0.num_repeats=x: must be"),
         (f"{GYM}.RepeatAction", "env.wrappers.0.num_repeats: missing"),
         (f"{GYM}.Sticky", "there is no such class"),

@@ -52,9 +52,10 @@ class EnvConfig(Strict):
 def wrappers_of(env: Any) -> dict[str, Any]:
     """The wrappers of a config's `env` by name, env.wrappers.0 innermost; nothing of what is no list of them."""
     wrappers = env.get("wrappers") if isinstance(env, Mapping) else None
-    if not isinstance(wrappers, list):
+    groups = list(map(named, wrappers)) if isinstance(wrappers, list) else []
+    if not all(isinstance(group, Mapping) for group in groups):
         return {}
-    return {f"env.wrappers.{i}": named(wrapper) for i, wrapper in enumerate(wrappers)}
+    return {f"env.wrappers.{i}": group for i, group in enumerate(groups)}
 
 
 def named(wrapper: Any) -> Any:
