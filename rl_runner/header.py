@@ -11,7 +11,7 @@ from torch import nn
 from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
 from rl_runner.encoders import Conv, image_of
-from rl_runner.envs import EVAL_LIMIT, Spec
+from rl_runner.envs import Spec
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
 from rl_runner.train import Run
@@ -37,7 +37,9 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, continuity: str
         f"evaluation: {evaluation(config)}",
     ]
     if spec.max_episode_steps is None:
-        lines.append(f"{config.env.id} has no time limit: evaluation cuts its episodes at {EVAL_LIMIT:,} steps")
+        lines.append(
+            f"{config.env.id} has no time limit: evaluation cuts its episodes at {config.eval_max_steps:,} steps"
+        )
     if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
         lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
     if num_updates == 0:
@@ -55,10 +57,15 @@ def learning(run: Run, num_updates: int) -> str:
     if random < first_batch - 1:
         before = f"{random:,} random ones, then " if random else ""
         warm_up = f" after {first_batch - 1:,} ({before}until a batch of {first_batch:,} is there)"
+    clipped = (
+        f"; rewards are learned within [-{config.clip_rewards:g}, {config.clip_rewards:g}]"
+        if config.clip_rewards
+        else ""
+    )
     falling = ", learning rates falling to 0" if config.lr_schedule == "linear" and optimizers(run.agent) else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
-        f"{num_updates:,} in all{falling}"
+        f"{num_updates:,} in all{falling}{clipped}"
     )
 
 
@@ -98,7 +105,8 @@ def replay(run: Run) -> str:
 
 def evaluation(config: Config) -> str:
     """When and how long evaluations are."""
-    final = f"{_plural(config.final_eval_episodes, 'episode')} at the end"
+    chance = f", random actions with probability {config.eval_epsilon:g}" if config.eval_epsilon else ""
+    final = f"{_plural(config.final_eval_episodes, 'episode')} at the end{chance}"
     if config.eval_every == 0:
         return final
     return f"{_plural(config.eval_episodes, 'episode')} every {config.eval_every:,} steps, {final}"

@@ -23,7 +23,7 @@ def test_atari_is_composed_by_itself_and_by_name(name, configure):
     sticky = {} if name == "atari" else {"repeat_action_probability": 0.0}
     assert config.env.kwargs == {"frameskip": 1} | sticky
     assert (config.env.frame_stack, config.env.max_episode_steps) == (4, 27_000)
-    assert (config.network["hidden"], config.replay["deduplicate"]) == ([512], True)
+    assert (config.network["hidden"], config.replay["deduplicate"], config.clip_rewards) == ([512], True, 1.0)
 
 
 def test_none_is_the_environment_as_it_is_and_typed_values_win(configure):
@@ -83,7 +83,9 @@ def test_tuned_values_of_an_id_with_a_slash_are_announced(rl_runner, tmp_path):
     (tmp_path / "tuned/dqn_Pixels/Catch-v0.yaml").write_text("# @package _global_\ntotal_steps: 777\n")
     words = ["--config-dir", str(tmp_path), "plugins=[pixels]", "algo=dqn", "env=Pixels/Catch-v0", "dry_run=true"]
     ended = rl_runner(*words)
-    assert "tuned settings from tuned/dqn_Pixels/Catch-v0.yaml (tuned=none switches them off)" in " ".join(ended.out)
+    assert "tuned settings from tuned/dqn_Pixels/Catch-v0.yaml (tuned=none switches them off)" in " ".join(
+        " ".join(ended.out).split()
+    )
     assert any(line.startswith("777 environment steps") for line in ended.out)
     assert not any("tuned" in line for line in rl_runner(*words, "tuned=none").out)
 

@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     PrivateAttr,
     SerializerFunctionWrapHandler,
@@ -32,7 +33,8 @@ from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_d
 from rl_runner.config.targets import factory as factory
 from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
-from rl_runner.persistence import COMMAND, CONFIG, SWEEP, command_line_of, flatten
+from rl_runner.persistence import COMMAND, command_line_of, flatten
+from rl_runner.ranges import Fraction
 from rl_runner.wiring import names
 
 
@@ -62,6 +64,9 @@ class RunLevel(Strict):
     eval_every: NonNegativeInt
     eval_episodes: PositiveInt
     final_eval_episodes: PositiveInt
+    eval_epsilon: Fraction = 0.0
+    eval_max_steps: PositiveInt = 1_000
+    clip_rewards: PositiveFloat | None = None
     log_every: PositiveInt
     checkpoint_every: PositiveInt | None
     plugins: list[str]
@@ -71,6 +76,12 @@ class RunLevel(Strict):
 
 # What a file from before a key existed means.
 DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+# Keys that a config leaves out while they say nothing new: so a job of a sweep keeps the name that it had before.
+SILENT: dict[str, Any] = {part: {} for part in PARTS} | {
+    "eval_epsilon": 0.0,
+    "eval_max_steps": 1_000,
+    "clip_rewards": None,
+}
 DEFAULTS_ADDED_LATER |= {name: role.missing for name, role in ROLES.items() if role.missing}
 
 
@@ -105,8 +116,8 @@ class Config(RunLevel):
         return getattr(self, base) | own if base and is_difference(own) else own
 
     @model_serializer(mode="wrap")
-    def _without_empty_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value or name not in PARTS}
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in SILENT or value != SILENT[name]}
 
 
 class Parsed(NamedTuple):
@@ -247,7 +258,7 @@ def _read_file(path: Path) -> tuple[DictConfig, list[str]]:
         text = path.read_text("utf-8")
         saved = OmegaConf.create(yaml.safe_load(text))
     except FileNotFoundError:
-        raise UserError(_no_run(path.parent)) from None
+        raise UserError(persistence.no_run(path.parent)) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(saved, DictConfig):
@@ -276,14 +287,6 @@ def _override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
     if problems:
         raise UserError("\n".join(problems))
     return typed
-
-
-def _no_run(directory: Path) -> str:
-    """What a directory without a config is instead."""
-    runs = sorted(found.parent for found in directory.glob(f"*/{CONFIG}"))
-    if (directory / SWEEP).exists():
-        return f"{directory} is a sweep: name one of its {len(runs)} runs" + (f", such as {runs[0]}" if runs else "")
-    return f"{directory} holds no run: there is no {CONFIG} in it" + (f"; did you mean {runs[-1]}?" if runs else "")
 
 
 def _packages(values: Mapping[str, Any], typed: Collection[str]) -> list[str]:
