@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from rl_runner.config.targets import factory
 from rl_runner.envs import Spec
+from rl_runner.envs.spaces import SMALLEST
 from rl_runner.errors import UserError
 from rl_runner.notes import CONFIGS
 from rl_runner.wiring import wire
 
-SMALLEST = 7  # pixels on either side of an image
 LARGE = 40  # pixels from which the large kernels are the better choice
 
 

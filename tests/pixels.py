@@ -63,6 +63,18 @@ class Dot(gym.Env):
         return sum(max(0.0, 1 - max(0.0, self.distance() - 2 * k) / 8) for k in range(1, 13))
 
 
+class Parts(Catch):
+    """An image and a number."""
+
+    observation_space = gym.spaces.Dict(
+        {"time": gym.spaces.Box(0, 1, (1,)), "view": gym.spaces.Box(0, 255, (7, 16), np.uint8)}
+    )
+
+    def board(self):
+        return {"time": np.ones(1, np.float32), "view": np.zeros((7, 16), np.uint8)}
+
+
 gym.register("Catch-v0", Catch)
+gym.register("Parts-v0", Parts)
 gym.register("Pixels/Catch-v0", Catch)
 gym.register("Dot-v0", Dot)

@@ -81,6 +81,10 @@ def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Confi
     from rl_runner import encoders
 
     if targets.get("encoder") is encoders.Auto:
+        if spec.flattened:
+            part = f"'env.wrappers=[{{_target_: rl_runner.envs.wrappers.Part, key: {spec.flattened}}}]'"
+            flat = f"env={config.env.id}: the image {spec.flattened} would be flattened with all the rest of its Dict"
+            return config, [f"{flat}: add {part} to see it alone, or encoder=flat"]
         name = encoders.choice(spec)
         chosen = config.chosen | {"encoder": name}
         config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})

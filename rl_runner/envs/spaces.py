@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+SMALLEST = 7  # pixels on either side of an image
+
 
 class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
     """What an environment gave is not what its spaces promise; the message follows `gave`."""
@@ -29,6 +31,7 @@ class Spec:
     max_episode_steps: int | None
     low: float = 0.0  # the least that a uint8 observation can hold ...
     high: float = 255.0  # ... and the most
+    flattened: str | None = None  # the key of an image in a Dict, whose parts are one array here
 
 
 def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
@@ -48,8 +51,16 @@ def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
         action_dim=int(np.prod(action.shape)) if isinstance(action, spaces.Box) else None,
         frame_stack=frame_stack,
         max_episode_steps=env.spec.max_episode_steps if env.spec else None,
+        flattened=_image_in(observation),
         **bounds,
     )
+
+
+def _image_in(space: gym.Space) -> str | None:
+    """The key of a part of a Dict that an encoder could read as an image."""
+    inner = space.spaces.items() if isinstance(space, spaces.Dict) else ()
+    parts = ((key, part) for key, part in inner if isinstance(part, spaces.Box) and len(part.shape) in (2, 3))
+    return next((key for key, part in parts if agent_dtype(part) == np.uint8 and min(part.shape[:2]) >= SMALLEST), None)
 
 
 def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Wrappers for families of environments, which their presets in configs/preset name."""
+"""Wrappers that Gymnasium lacks; those for families of environments are named by their presets in configs/preset."""
 
 from typing import Any
 
@@ -33,3 +33,17 @@ class OneHotGrid(gym.ObservationWrapper):
 
     def observation(self, observation: Any) -> Any:
         return np.concatenate([observation[..., i, None] == np.arange(n) for i, n in enumerate(self.SIZES)], axis=-1)
+
+
+class Part(gym.ObservationWrapper):
+    """One part of a Dict observation in its own shape: `key: image` for what an encoder shall read."""
+
+    def __init__(self, env: gym.Env, key: str):
+        super().__init__(env)
+        space: Any = env.observation_space
+        if not isinstance(space, spaces.Dict) or key not in space.spaces:
+            raise ValueError(f"there is no {key!r} in {space}")
+        self.key, self.observation_space = key, space[key]
+
+    def observation(self, observation: Any) -> Any:
+        return observation[self.key]
