@@ -1,12 +1,23 @@
 """Encoders turn observations into the features that networks read; the critic trains one, the actor reads it."""
 
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+import yaml
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_runner.config.targets import factory
 from rl_runner.envs import Spec
+from rl_runner.envs.spaces import SMALLEST
+from rl_runner.errors import UserError
+from rl_runner.notes import CONFIGS
+from rl_runner.wiring import wire
+
+LARGE = 40  # pixels from which the large kernels are the better choice
 
 
 class EncoderFactory(Protocol):
@@ -17,7 +28,7 @@ class EncoderFactory(Protocol):
 
 
 class Flat(nn.Module):
-    """Observations `[B, *obs]` as features `[B, n_out]`: Discrete one-hot, uint8 scaled to [0, 1], the rest flat."""
+    """Observations `[B, *obs]` as features `[B, n_out]`: Discrete one-hot, bytes scaled to [0, 1], the rest flat."""
 
     def __init__(self, *, spec: Spec):
         super().__init__()
@@ -28,8 +39,65 @@ class Flat(nn.Module):
         if self.spec.num_states is not None:
             return F.one_hot(obs, self.spec.num_states).float()
         if self.spec.obs_dtype == torch.uint8:
-            obs = obs.float() / 255
+            obs = scaled(obs, self.spec)
         return obs.reshape(*obs.shape[: obs.dim() - len(self.spec.obs_shape)], -1)
+
+
+class Conv(nn.Module):
+    """Images `[B, *obs]` as features `[B, n_out]`: convolutions without padding, a ReLU after each, then flat.
+
+    `channels`, `kernels`, `strides`: one number for each layer. Stacked frames and their colours are channels. Weights
+    begin as PyTorch's own do: U(±1/√fan_in).
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: Spec,
+        generator: torch.Generator | None = None,
+        channels: Sequence[PositiveInt],
+        kernels: Sequence[PositiveInt],
+        strides: Sequence[PositiveInt],
+    ):
+        super().__init__()
+        if not len(channels) == len(kernels) == len(strides) > 0:
+            raise UserError("encoder: channels, kernels and strides need one number for each layer")
+        if (image := image_of(spec)) is None:
+            raise UserError(
+                f"encoder: convolutions read images, observations here have shape {list(spec.obs_shape)}: "
+                "use encoder=flat"
+            )
+        self.spec, (n_in, *sides), self.channels_last = spec, image, _channels_last(spec)
+        if min(sides) < (needed := smallest_side(kernels, strides)):
+            raise UserError(
+                f"encoder: kernels {list(kernels)} with strides {list(strides)} need images of {needed}x{needed} or "
+                f"more, these are {sides[0]}x{sides[1]}: use encoder=minatar_cnn, or encoder=flat"
+            )
+        self.layers = nn.ModuleList()
+        for n_out, kernel, stride in zip(channels, kernels, strides, strict=True):
+            layer: Any = nn.utils.skip_init(nn.Conv2d, n_in, n_out, kernel, stride)
+            bound = (n_in * kernel * kernel) ** -0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            self.layers.append(layer)
+            n_in, sides = n_out, [(side - kernel) // stride + 1 for side in sides]
+        self.n_out = n_in * sides[0] * sides[1]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = scaled(obs, self.spec) if self.spec.obs_dtype == torch.uint8 else obs
+        if self.channels_last:
+            x = x.movedim(-1, -3)
+        x = x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)  # [B, C, H, W]
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x.flatten(1)
+
+
+class Auto:
+    """The encoder that `choice` names; in the config of a checked run that one stands itself."""
+
+    def __new__(cls, *, spec: Spec, generator: torch.Generator | None = None) -> Any:
+        return wire(factory("encoder", values_of(choice(spec))), {"spec": spec, "generator": generator})
 
 
 class Shared:
@@ -43,3 +111,50 @@ class Shared:
 
     def __deepcopy__(self, memo: object) -> "Shared":
         return self
+
+
+def choice(spec: Spec) -> str:
+    """The name of the encoder for observations: images, which are of bytes, are convolved, all others stay flat.
+
+    Numbers of other types may be an image or a table, and nothing tells which.
+    """
+    image = image_of(spec)
+    if image is None or spec.obs_dtype != torch.uint8 or min(image[1:]) < SMALLEST:
+        return "flat"
+    return "nature_cnn" if min(image[1:]) >= LARGE else "minatar_cnn"
+
+
+def values_of(name: str) -> dict[str, Any]:
+    """The content of configs/encoder/NAME.yaml."""
+    values: dict[str, Any] = yaml.safe_load((CONFIGS / "encoder" / f"{name}.yaml").read_text("utf-8"))
+    return values
+
+
+def image_of(spec: Spec) -> tuple[int, int, int] | None:
+    """Channels, height and width of observations whose frames are [H, W], [H, W, C] or [C, H, W]; None of others.
+
+    The channels come first only where they are fewer than either side. Those of stacked frames are counted together.
+    """
+    stack, frame = (spec.obs_shape[:1], spec.obs_shape[1:]) if spec.frame_stack > 1 else ((), spec.obs_shape)
+    if len(frame) not in (2, 3):
+        return None
+    *colours, height, width = (frame[-1], *frame[:-1]) if _channels_last(spec) else frame
+    return math.prod([*stack, *colours]), height, width
+
+
+def _channels_last(spec: Spec) -> bool:
+    frame = spec.obs_shape[1:] if spec.frame_stack > 1 else spec.obs_shape
+    return len(frame) == 3 and frame[0] >= min(frame[1:])
+
+
+def smallest_side(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """The least number of pixels on a side that leaves one after all layers."""
+    side = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        side = (side - 1) * stride + kernel
+    return side
+
+
+def scaled(obs: Tensor, spec: Spec) -> Tensor:
+    """Bytes as numbers in [0, 1], by the bounds of their space."""
+    return (obs.float() - spec.low) / (spec.high - spec.low)

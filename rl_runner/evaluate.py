@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import gymnasium as gym
@@ -13,9 +13,10 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from rl_runner import exact
-from rl_runner.config.schema import EnvConfig
+from rl_runner.config.schema import Config, EnvConfig
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.errors import RunFailed
+from rl_runner.explore import uniform_policy
 from rl_runner.protocols import Agent
 from rl_runner.seeding import generator
 
@@ -41,13 +42,28 @@ class Episode:
 
 
 class Evaluator:
-    """Plays episodes in environments of its own, whose seeds are the same at every evaluation."""
+    """Plays episodes in environments of its own, whose seeds are the same at every evaluation.
 
-    def __init__(self, env: EnvConfig, seed: int, gamma: float, episodes: int, rebuild: bool = False):
-        self.gamma, self.seed = gamma, seed
+    `max_steps`: of an episode where the environment has no limit. `epsilon`: the chance of a random action; the bias of
+    the critic is measured without. `clip`: the largest reward that the critic has learned from, in either direction.
+    """
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        seed: int,
+        gamma: float,
+        episodes: int,
+        rebuild: bool = False,
+        *,
+        max_steps: int = EVAL_LIMIT,
+        epsilon: float = 0.0,
+        clip: float | None = None,
+    ):
+        self.gamma, self.seed, self.epsilon, self.clip = gamma, seed, epsilon, clip
         self.envs = Envs(env, min(episodes, MAX_PARALLEL), seed, "eval", auto_reset=False, rebuild=rebuild)
-        self.model = exact.model_of(self.envs.envs[0])
-        self.limit = min([self.envs.spec.max_episode_steps or EVAL_LIMIT, *_lift_time_limits(self.envs.envs[0])])
+        self.model = None if env.wrappers else exact.model_of(self.envs.envs[0])  # which they may change
+        self.limit = min([self.envs.spec.max_episode_steps or max_steps, *_lift_time_limits(self.envs.envs[0])])
         # k; all pairs within the limit are then followed by at least k + 1 rewards.
         self.beyond = next((k for k in range(FARTHEST + 1) if gamma ** (k + 1) <= TAIL), math.inf)
         self._unknown, self._said = f"gamma={gamma} looks more than {FARTHEST:,} steps ahead", False
@@ -58,9 +74,10 @@ class Evaluator:
         judged: Policy | None = None
         if critique := getattr(agent, "critique", None):
             judged = partial(critique, generator=generator(self.seed, "critique"))
-        stochastic = getattr(agent, "stochastic", False)
-        if judged is None or stochastic:
-            played = self._play(lambda obs: (agent.act(obs), nothing, nothing), episodes)
+        apart = getattr(agent, "stochastic", False) or self.epsilon > 0  # from the policy that the critic judges
+        if judged is None or apart:
+            act = self._sometimes_random(agent.act)
+            played = self._play(lambda obs: (act(obs), nothing, nothing), episodes)
         else:
             played = self._play(judged, episodes, play_on=True)
         returns = [float(episode.rewards[: episode.length].sum()) for episode in played]
@@ -70,7 +87,9 @@ class Evaluator:
             "eval/length_mean": float(np.mean([episode.length for episode in played])),
         }
         if judged is not None:
-            on_policy = self._play(judged, min(episodes, JUDGED), play_on=True) if stochastic else played[:JUDGED]
+            on_policy = self._play(judged, min(episodes, JUDGED), play_on=True) if apart else played[:JUDGED]
+            if self.clip is not None:
+                on_policy = [replace(each, rewards=each.rewards.clip(-self.clip, self.clip)) for each in on_policy]
             metrics |= q_bias(on_policy, self.gamma)
             if "eval/q_bias" not in metrics and not self._said:
                 self._said = True
@@ -81,6 +100,18 @@ class Evaluator:
             metrics["values/q_error_max"] = exact.q_error_max(self.model, q, self.gamma)
             metrics["eval/exact_return"] = exact.exact_return(self.model, q.argmax(axis=1))
         return metrics, returns
+
+    def _sometimes_random(self, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        if not self.epsilon:
+            return act
+        stream = generator(self.seed, "evaluation")
+        random_action = uniform_policy(self.envs.spec, self.envs.num_envs, stream)
+
+        def choose(obs: Tensor) -> Tensor:
+            action, instead = act(obs), torch.rand(len(obs), generator=stream) < self.epsilon
+            return torch.where(instead.view(-1, *[1] * (action.dim() - 1)), random_action(), action)
+
+        return choose
 
     def _play(self, policy: Policy, episodes: int, play_on: bool = False) -> list[Episode]:
         played: list[Episode] = []
@@ -124,6 +155,20 @@ class Evaluator:
             Episode(r[:K, i], q[: K + 1, i], b[: K + 1, i], min(K, self.limit), bool(terminated[i]), bool(settled[i]))
             for i, K in enumerate(steps.tolist())
         ]
+
+
+def evaluator_of(config: Config, gamma: float, rebuild: bool) -> Evaluator:
+    """The evaluator that a config asks for, of a critic that discounts by `gamma`."""
+    return Evaluator(
+        config.env,
+        config.seed,
+        gamma,
+        config.eval_episodes,
+        rebuild,
+        max_steps=config.eval_max_steps,
+        epsilon=config.eval_epsilon,
+        clip=config.clip_rewards,
+    )
 
 
 def q_bias(episodes: list[Episode], gamma: float) -> dict[str, float]:

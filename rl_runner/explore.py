@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rl_runner.envs import Spec
+
 
 def linear_epsilon(minimum: float, fraction: float, total_steps: int) -> Callable[[int], float]:
     """ε from 1 to `minimum` in a straight line over the first `fraction` of the run (Mnih et al. 2015)."""
@@ -164,3 +166,10 @@ class NoisyPolicy:
 
     def exploration(self, step: int) -> dict[str, float]:
         return {"policy/noise_scale": self.noise.scale}
+
+
+def uniform_policy(spec: Spec, num_envs: int, stream: torch.Generator) -> Callable[[], Tensor]:
+    """Uniformly random actions `[N]` or `[N, act]`."""
+    if spec.num_actions is not None:
+        return lambda: torch.randint(spec.num_actions or 0, (num_envs,), generator=stream)
+    return lambda: torch.rand(num_envs, spec.action_dim or 0, generator=stream) * 2 - 1

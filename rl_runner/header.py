@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
-from rl_runner.envs import EVAL_LIMIT
+from rl_runner.encoders import Conv, image_of
+from rl_runner.envs import Spec
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
 from rl_runner.train import Run
@@ -24,9 +26,12 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
     threads = _plural(torch.get_num_threads(), "CPU thread")
+    encoders = [part for module in modules(run.agent) for part in module.modules() if isinstance(part, Conv)]
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
         f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
+        *(encoder(spec, config, part.n_out) for part in encoders[:1]),
+        *around(config),
         learning(run, num_updates),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
@@ -35,7 +40,9 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
         f"evaluation: {evaluation(config)}",
     ]
     if spec.max_episode_steps is None:
-        lines.append(f"{config.env.id} has no time limit: evaluation cuts its episodes at {EVAL_LIMIT:,} steps")
+        lines.append(
+            f"{config.env.id} has no time limit: evaluation cuts its episodes at {config.eval_max_steps:,} steps"
+        )
     if (tuned := config.chosen.get("tuned")) not in (None, "none", "None"):
         lines.append(f"tuned settings from tuned/{tuned}.yaml (tuned=none switches them off)")
     if config.precision == "bfloat16" != precision:
@@ -55,11 +62,37 @@ def learning(run: Run, num_updates: int) -> str:
     if random < first_batch - 1:
         before = f"{random:,} random ones, then " if random else ""
         warm_up = f" after {first_batch - 1:,} ({before}until a batch of {first_batch:,} is there)"
+    clipped = (
+        f"; rewards are learned within [-{config.clip_rewards:g}, {config.clip_rewards:g}]"
+        if config.clip_rewards
+        else ""
+    )
     falling = ", learning rates falling to 0" if config.lr_schedule == "linear" and optimizers(run.agent) else ""
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
-        f"{num_updates:,} in all{falling}"
+        f"{num_updates:,} in all{falling}{clipped}"
     )
+
+
+def encoder(spec: Spec, config: Config, n_out: int) -> str:
+    """What the images go through, in words."""
+    channels, height, width = image_of(spec) or (0, 0, 0)
+    name = config.chosen.get("encoder", "convolutions")
+    size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"
+    return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
+
+
+def around(config: Config) -> list[str]:
+    """What stands around the environment, and the preset that it may come from, in words."""
+    lines = []
+    if preset := config.chosen.get("preset"):
+        files = [file for file in notes.files({"preset": preset}, [notes.CONFIGS]) if file.group == "preset"]
+        said = f": {files[-1].header}" if files else ""
+        lines.append(f"preset {preset} (preset=none switches it off){said}")
+    if names := [group["_target_"].rpartition(".")[2] for group in config.env.wrappers]:
+        limit = f"; at most {config.env.max_episode_steps:,} steps" if config.env.max_episode_steps else ""
+        lines.append(f"wrappers, inner to outer: {', '.join(names)}{limit}")
+    return lines
 
 
 def replay(run: Run) -> str:
@@ -77,7 +110,8 @@ def replay(run: Run) -> str:
 
 def evaluation(config: Config) -> str:
     """When and how long evaluations are."""
-    final = f"{_plural(config.final_eval_episodes, 'episode')} at the end"
+    chance = f", random actions with probability {config.eval_epsilon:g}" if config.eval_epsilon else ""
+    final = f"{_plural(config.final_eval_episodes, 'episode')} at the end{chance}"
     if config.eval_every == 0:
         return final
     return f"{_plural(config.eval_episodes, 'episode')} every {config.eval_every:,} steps, {final}"
@@ -113,8 +147,12 @@ def hparams(config: Config) -> dict[str, int | float | str | bool]:
 
 def num_parameters(agent: Any) -> int:
     """Trainable parameters of all the agent's modules."""
-    modules = [value for value in vars(agent).values() if isinstance(value, nn.Module)]
-    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    return sum(p.numel() for module in modules(agent) for p in module.parameters() if p.requires_grad)
+
+
+def modules(agent: Any) -> list[nn.Module]:
+    """The agent's networks."""
+    return [value for value in vars(agent).values() if isinstance(value, nn.Module)]
 
 
 def _wrapped(line: str) -> str:

@@ -19,8 +19,8 @@ from rl_runner.train import Run, schedules
 
 # What changes nothing that a run has learned; everything else must stay as it was.
 MAY_CHANGE_ON_RESUME = {
-    "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "log_every", "checkpoint_every", "plugins",
-    "dry_run", "fresh", "chosen", "loggers",
+    "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "eval_epsilon", "eval_max_steps", "log_every",
+    "checkpoint_every", "plugins", "dry_run", "fresh", "chosen", "loggers",
 }  # fmt: skip
 DECIDED = ("accelerate", "precision")  # once for the whole run
 
@@ -50,7 +50,7 @@ def check_config(config: Config, saved: Saved, directory: Path) -> None:
                 "continue it on another, or inexactly with precision=highest"
             )
         free = free | {"precision"}
-    there, here = flatten(DEFAULTS_ADDED_LATER | was), flatten(written_values(config))
+    there, here = (flatten(DEFAULTS_ADDED_LATER | values) for values in (was, written_values(config)))
     differences = [
         f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here"
         for key in sorted(there.keys() | here.keys())

@@ -15,7 +15,7 @@ from rl_runner.config.targets import PARTS
 from rl_runner.envs import Envs, Spec, probe_continuity
 from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
-from rl_runner.evaluate import Evaluator
+from rl_runner.evaluate import evaluator_of
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import available, facts, resolve_device, set_up, versions
 from rl_runner.optim import with_linear_decay
@@ -35,7 +35,7 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
     agent, wired = build_agent(config, envs.spec)
     replay = wire(config.factory("replay"), wired | {"gamma": agent.gamma, "directory": directory})
-    evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
+    evaluator = evaluator_of(config, agent.gamma, rebuild)
     return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
 
 

@@ -16,12 +16,12 @@ from rl_runner.commands import parse
 from rl_runner.config.env_ids import installed
 from rl_runner.config.schema import Config, load_config
 from rl_runner.console import quiet
-from rl_runner.envs import EVAL_LIMIT, Envs
+from rl_runner.envs import Envs
 from rl_runner.envs.process import contained, one_line
 from rl_runner.envs.seeded import SeededEnv
 from rl_runner.envs.spaces import action_map
 from rl_runner.errors import RunFailed, UserError
-from rl_runner.evaluate import Evaluator
+from rl_runner.evaluate import evaluator_of
 from rl_runner.persistence import CHECKPOINT, CONFIG, POLICY, VIDEOS, checkpoint
 from rl_runner.persistence.state import load_state
 from rl_runner.protocols import Agent
@@ -37,13 +37,13 @@ def evaluate(argv: list[str]) -> dict[str, Any]:
     agent, step, rebuild = load(config, arguments.directory)
     camera = open_camera(config, arguments.directory / VIDEOS, step) if arguments.video else None
     episodes = arguments.episodes or config.final_eval_episodes
-    evaluator = Evaluator(config.env, config.seed, agent.gamma, config.eval_episodes, rebuild)
+    evaluator = evaluator_of(config, agent.gamma, rebuild)
     metrics, returns = evaluator(agent, episodes)
     print(f"{config.env.id}, policy of step {step:,}, {episodes} episode{'' if episodes == 1 else 's'}")
     for tag, value in metrics.items():
         print(f"{tag} {value:.4g}")
     if camera:
-        print(f"video: {film(agent, camera)}")
+        print(f"video: {film(agent, camera, config.eval_max_steps)}")
     return {**metrics, "episode_returns": returns}
 
 
@@ -84,12 +84,12 @@ def open_camera(config: Config, folder: Path, step: int) -> SeededEnv:
     return camera
 
 
-def film(agent: Agent, env: SeededEnv) -> Path:
+def film(agent: Agent, env: SeededEnv, max_steps: int) -> Path:
     """Film the first evaluation episode; the file."""
     to_env = action_map(env.env.action_space)
     with quiet():
         obs = env.reset(0)
-        while env.playing and env.length < (env.spec.max_episode_steps or EVAL_LIMIT):
+        while env.playing and env.length < (env.spec.max_episode_steps or max_steps):
             action = agent.act(torch.as_tensor(np.asarray(obs), dtype=env.spec.obs_dtype).unsqueeze(0))
             obs = env.step(to_env(action.numpy(force=True))[0])[0]
         env.close()

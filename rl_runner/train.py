@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from rl_runner.config.schema import Config
-from rl_runner.envs import Envs, Spec
+from rl_runner.envs import Envs
 from rl_runner.evaluate import Evaluator
+from rl_runner.explore import uniform_policy
 from rl_runner.logger import Averages
 from rl_runner.optim import linear_decay, optimizers
 from rl_runner.protocols import Agent, Replay
@@ -81,13 +81,15 @@ def train(
     The row of the last step is left to the caller, whose final evaluation belongs into it.
     """
     config, envs, agent, replay = run.config, run.envs, run.agent, run.replay
+    clip = config.clip_rewards
     random_action = uniform_policy(envs.spec, config.num_envs, run.warm_up)
     run.stopwatch.start()
     while run.step < config.total_steps:
         before, obs = run.step, envs.obs
         action = random_action() if before < config.learning_starts else agent.explore(obs, before, envs.first)
         result = envs.step(action)
-        replay.add(obs, action, result.reward, result.terminated, result.truncated, result.next_obs)
+        reward = result.reward if clip is None else result.reward.clamp(-clip, clip)
+        replay.add(obs, action, reward, result.terminated, result.truncated, result.next_obs)
         run.step += config.num_envs
         run.finished_episodes += result.episodes
 
@@ -124,13 +126,6 @@ def updates_due(config: Config, batch_size: int, before: int, step: int) -> int:
 def crossed(every: int, before: int, step: int) -> bool:
     """Whether a multiple of `every` lies in (before, step]; 0 means never."""
     return every > 0 and step // every > before // every
-
-
-def uniform_policy(spec: Spec, num_envs: int, stream: torch.Generator) -> Callable[[], Tensor]:
-    """Uniformly random actions `[N]` or `[N, act]`."""
-    if spec.num_actions is not None:
-        return lambda: torch.randint(spec.num_actions or 0, (num_envs,), generator=stream)
-    return lambda: torch.rand(num_envs, spec.action_dim or 0, generator=stream) * 2 - 1
 
 
 def training_row(run: Run) -> dict[str, float]:

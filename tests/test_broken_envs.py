@@ -385,8 +385,8 @@ ROWS: dict[str, Row] = {
     "empty": Row(r"observes nothing, an array of shape \(0,\)", 2, space=spaces.Box(-1, 1, (0,))),
     "sequence": Row(r"observes a Sequence, no array of one size", 2, space=spaces.Sequence(SIX)),
     "graph": Row(r"observes a Graph, no array", 2, space=spaces.Graph(spaces.Box(0, 1, (2,)), None)),
-    "mission": Row(r"observes \['mission'\] \(a Mission\), no array of one size: register it wrapped in gymnasium."
-                   r"wrappers.FilterObservation\(env, \['direction', 'image'\]\)", 2,
+    "mission": Row(r"observes \['mission'\] \(a Mission\), no array of one size: add 'env.wrappers="
+                   r"\[{_target_: gymnasium.wrappers.FilterObservation, filter_keys: \[direction,image\]}\]'", 2,
                    space=spaces.Dict({"image": BYTES, "direction": SIX, "mission": Mission()})),
     "deep mission": Row(r"observes \['x'\]\[1\] \(a Mission\)", 2,
                         space=spaces.Dict({"x": spaces.Tuple([SIX, Mission()])})),

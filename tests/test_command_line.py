@@ -92,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("ev", {"eval", "eval_every=", "eval_episodes="}),
+        ("ev", {"eval", "eval_every=", "eval_episodes=", "eval_epsilon=", "eval_max_steps="}),
         ("resu", {"resume"}),
         ("eval outputs/", {"outputs/Pendulum-v1/", "outputs/sweeps/"}),
         ("eval outputs/Pendulum-v1/sac/", {"outputs/Pendulum-v1/sac/one"}),
@@ -140,7 +140,7 @@ def test_tab_offers(place: Path, line: str, expected: set[str] | None) -> None:
 
 
 TABS = {
-    "rl-runner ev": {"eval", "eval_every=", "eval_episodes="},
+    "rl-runner ev": {"eval", "eval_every=", "eval_episodes=", "eval_epsilon=", "eval_max_steps="},
     "rl-runner eval outputs/": {"outputs/Pendulum-v1/", "outputs/sweeps/"},
     "rl-runner algo=": {f"algo={name}" for name in ALGOS},
     "rl-runner env=Pend": {"env=Pendulum-v1"},
@@ -303,7 +303,7 @@ def test_a_source_tells_what_a_config_is_validated_by(file: Path) -> None:
         pytest.importorskip("ray")
     told = said(target[1], ROLES[group].wired)
     assert told == validated(schema(resolve(group, target[1]), group))
-    assert told or file.stem in ("last", "flat", "scalar", "tensorboard")
+    assert told or file.stem in ("last", "auto", "flat", "scalar", "tensorboard")
 
 
 @pytest.mark.parametrize("model", [RunLevel, EnvConfig], ids=lambda model: model.__name__)
@@ -523,7 +523,7 @@ def test_a_video_is_made_in_silence(
     env = SeededEnv(EnvConfig(id="Chatty-v0"), (0, "eval", 0))
     env.env = gym.wrappers.RecordVideo(Chatty(), str(tmp_path), lambda episode: True, name_prefix="step-1")
     capfd.readouterr()
-    file = film(agent, env)
+    file = film(agent, env, max_steps=1_000)
     assert capfd.readouterr() == ("", "")
     assert file.stat().st_size > 0
 

@@ -244,7 +244,7 @@ def test_environments_that_cannot_be_made_are_refused_in_one_line(config, compla
 
 
 def test_missing_package_of_a_namespace_names_the_extra(monkeypatch):
-    monkeypatch.setitem(env_ids.NAMESPACES, "ALE", ("ale_py_that_is_not_here", "atari"))
+    monkeypatch.setitem(env_ids.NAMESPACES, "ALE/", ("ale_py_that_is_not_here", "atari", "atari"))
     with pytest.raises(UserError, match=r"rl-runner\[atari\]"):
         make(EnvConfig(id="ALE/Pong-v5"))
 

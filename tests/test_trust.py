@@ -29,7 +29,7 @@ MEMBERS = {
         "SGD",
     },
     "replay": {"UniformReplay", "PrioritizedReplay", "LastReplay"},
-    "encoder": {"Flat"},
+    "encoder": {"Flat", "Conv", "Auto"},
     "value": {"Scalar", "Categorical", "Quantile"},
     "loggers": {"TensorBoard"},
     "hydra.launcher": {"Local", "Slurm", "Ray"},

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_runner import completion
+from rl_runner.config.env_ids import preset_of
 from rl_runner.config.problems import flat_keys, key_of, override_problem, unknown_choice
 from rl_runner.config.schema import Config, Parsed, parse
 from rl_runner.config.targets import GROUPS
@@ -35,7 +36,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, 
 FOR_SWEEPS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
 SWEEPERS = tuple(f"hydra_plugins.rl_runner.{name}" for name in ("GridSweeper", "OptunaSweeper"))
 SEARCH = "hydra/sweeper=optuna"
-CHOICES = ("env", *GROUPS, "tuned")
+CHOICES = ("env", *GROUPS, "preset", "tuned")
 Load = Callable[[Sequence[str]], DictConfig]  # composes typed words
 
 
@@ -129,7 +130,13 @@ def parse_composed(composed: DictConfig) -> Parsed:
     words = list(map(as_typed, unresolved))
     choices = {group.rpartition("@")[2]: name for group, name in composed.hydra.runtime.choices.items()}
     chosen = {group: str(name) for group, name in choices.items() if group in CHOICES and name}
-    tuned, known = chosen.pop("tuned", "none"), _known("tuned", composed.hydra)
+    preset, presets = chosen.pop("preset", "none"), _known("preset", composed.hydra)
+    if preset != "none" and (name := preset if preset in presets else preset_of(preset)):
+        chosen["preset"] = name
+    tuned = chosen.pop("tuned", "none")
+    known = _known("tuned", composed.hydra)
+    if folder := tuned.rpartition("/")[0]:  # of an id with a slash
+        known += [f"{folder}/{name}" for name in _known(f"tuned/{folder}", composed.hydra)]
     if tuned in known and tuned != "none":
         chosen["tuned"] = tuned
     parsed = parse(*plain(own), chosen, words)
@@ -137,6 +144,12 @@ def parse_composed(composed: DictConfig) -> Parsed:
     typed = set(map(key_of, words))
     if "env.id" in typed and "tuned" not in typed and tuned != "none" and parsed.env:
         problems += _tuned_for_another(parsed.env.id, chosen, known)
+    if "env.id" in typed and "preset" not in typed and parsed.env and preset_of(parsed.env.id) != chosen.get("preset"):
+        problems.append(
+            f"env.id={parsed.env.id}: presets go with env=...; write env={parsed.env.id}, or add preset=none"
+        )
+    if "preset" not in chosen and preset not in ("none", chosen.get("env")):
+        problems.append(unknown_choice("preset", preset, presets))
     if "tuned" in chosen:
         problems = [_or_untuned(line, tuned, typed) for line in problems]
     if tuned not in known and tuned != f"{chosen.get('algo')}_{chosen.get('env')}":

@@ -8,8 +8,13 @@ import gymnasium as gym
 
 from rl_runner.config.problems import closest
 
-# Namespaces that register their ids only when their module is imported: (module, extra).
-NAMESPACES = {"ALE": ("ale_py", "atari")}
+# What ids begin with that are registered only when a module is imported: (module, extra, preset).
+NAMESPACES = {
+    "ALE/": ("ale_py", "atari", "atari"),
+    "MinAtar/": ("minatar.gym", "minatar", "minatar"),
+    "MiniGrid-": ("minigrid", "minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid", "minigrid"),
+}
 # Where the code of registered ids lies, and what it imports in turn: (module, extra).
 FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("Box2D", "box2d")}
 
@@ -18,10 +23,21 @@ OWN = "; if a package of yours registers it, name that in plugins=[...]"
 
 def known_ids() -> list[str]:
     """All ids that could be typed on this machine."""
-    for module, _ in NAMESPACES.values():
+    for prefix, (module, *_) in NAMESPACES.items():
         if installed(module):
-            importlib.import_module(module)
+            _register(prefix)
     return sorted(gym.registry)
+
+
+def preset_of(env_id: str) -> str | None:
+    """The name of the preset for an id's family."""
+    return next((preset for prefix, (_, _, preset) in NAMESPACES.items() if env_id.startswith(prefix)), None)
+
+
+def _register(prefix: str) -> None:
+    module = importlib.import_module(NAMESPACES[prefix][0])
+    if not any(name.startswith(prefix) for name in gym.registry):  # as MinAtar's, once it is imported
+        module.register_envs()
 
 
 def problem(env_id: str) -> str | None:
@@ -35,16 +51,16 @@ def problem(env_id: str) -> str | None:
                 importlib.import_module(module)
         except ImportError as error:
             return f"env={env_id}: importing {module} fails ({error})"
-    namespace = NAMESPACES.get(name.partition("/")[0])
-    if namespace and not installed(namespace[0]):
-        return needs(env_id, *namespace)
-    if namespace:
-        importlib.import_module(namespace[0])
+    if prefix := next((prefix for prefix in NAMESPACES if name.startswith(prefix)), None):
+        library, extra, _ = NAMESPACES[prefix]
+        if not installed(library):
+            return needs(env_id, library.partition(".")[0], extra)
+        _register(prefix)
     if name not in gym.registry:
         return f"env={env_id}: no such environment{suggestion(name) or OWN}"
     entry_point = str(gym.registry[name].entry_point)
-    for prefix, (library, extra) in FAMILIES.items():
-        if entry_point.startswith(prefix) and not installed(library):
+    for package, (library, extra) in FAMILIES.items():
+        if entry_point.startswith(package) and not installed(library):
             return needs(env_id, library, extra)
     return None
 
@@ -58,7 +74,7 @@ def suggestion(name: str) -> str:
 
 
 def installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
 
 
 def needs(env_id: str, library: str, extra: str) -> str:

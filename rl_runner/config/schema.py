@@ -14,31 +14,31 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, model_serializer
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_serializer,
+)
 
 from rl_runner import persistence
-from rl_runner.config import targets
+from rl_runner.config import environment, targets
+from rl_runner.config.environment import EnvConfig as EnvConfig
 from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
 from rl_runner.config.words import Written, interpolations, opened, plain, spelt
 from rl_runner.errors import UserError
-from rl_runner.persistence import COMMAND, CONFIG, SWEEP, command_line_of, flatten
-from rl_runner.wiring import names
+from rl_runner.persistence import COMMAND, command_line_of, flatten
+from rl_runner.wiring import Fraction, names
 
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("auto, cpu, cuda or cuda:N")
     return name
-
-
-class EnvConfig(Strict):
-    """An environment: `gymnasium.make(id, **kwargs)`; max_episode_steps null keeps its own time limit."""
-
-    id: Annotated[str, Field(min_length=1)]
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    max_episode_steps: PositiveInt | None = None
-    frame_stack: PositiveInt = 1
 
 
 class RunLevel(Strict):
@@ -61,6 +61,9 @@ class RunLevel(Strict):
     eval_every: NonNegativeInt
     eval_episodes: PositiveInt
     final_eval_episodes: PositiveInt
+    eval_epsilon: Fraction = 0.0
+    eval_max_steps: PositiveInt = 1_000
+    clip_rewards: PositiveFloat | None = None
     log_every: PositiveInt
     checkpoint_every: PositiveInt | None
     plugins: list[str]
@@ -70,6 +73,8 @@ class RunLevel(Strict):
 
 # What a file from before a key existed means.
 DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
+# Keys that a config leaves out while they say nothing new: so a job of a sweep keeps the name that it had before.
+SILENT: Any = {"eval_epsilon": 0.0, "eval_max_steps": 1_000, "clip_rewards": None} | {part: {} for part in PARTS}
 DEFAULTS_ADDED_LATER |= {name: role.missing for name, role in ROLES.items() if role.missing}
 
 
@@ -108,8 +113,8 @@ class Config(RunLevel):
         return targets.factory(name, group or self.group(name), self.plugins)
 
     @model_serializer(mode="wrap")
-    def _without_empty_parts(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value or name not in PARTS}
+    def _as_before(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in SILENT or value != SILENT[name]}
 
 
 class Parsed(NamedTuple):
@@ -135,9 +140,12 @@ def parse(
     if not isinstance(loggers, Mapping):
         return Parsed(None, None, {}, ["loggers: choose them by name, loggers=[tensorboard], see --help"])
     values |= {f"loggers.{name}": group for name, group in loggers.items()}
+    around = environment.wrappers_of(raw.get("env"))
+    problems = [f"{name}: {line}" for name, group in around.items() if (line := environment.missing(group))]
+    values |= {} if problems else around
     groups = targets.read_groups(values, plugins, known)
     known += [key for group in groups.values() for key in group.keys]
-    problems = checked(RunLevel, run_level, known)[1] + plugin_problems
+    problems += checked(RunLevel, run_level, known)[1] + plugin_problems
     env, env_problems = None, ["env: needs env.id, the name of an environment"]
     if isinstance(raw.get("env"), Mapping):
         env, env_problems = checked(EnvConfig, raw["env"], known, "env.")
@@ -146,17 +154,22 @@ def parse(
     for name, group in groups.items():
         if algo and values[name] and name in PARTS and not names(algo, name):
             problems.append(f"algo={chosen.get('algo', algo.__name__)} has no {name}; use {ROLES[name].base}")
+        elif name in around and (line := environment.refusal(group.target, values[name])):
+            problems.append(f"{name}: {line}")
         else:
             problems += group.problems
+    if any(line.startswith("env.wrappers") for line in problems):
+        env = None  # which is not to be made of them
     allowed = {name: group.target for name, group in groups.items() if group.target}
     if problems:
         return Parsed(None, env, allowed, problems)
     sound: dict[str, Any] = {name: group.values for name, group in groups.items()}
     sound["loggers"] = {name: sound.pop(f"loggers.{name}") for name in loggers}
+    sound["env"] = {**raw["env"], "wrappers": [sound.pop(name) for name in around]}
     config = Config.model_validate({**raw, **sound, "chosen": chosen})
     config._written.update(written)
     config._command_line.extend(command_line)
-    return Parsed(config, env, allowed, problems)
+    return Parsed(config, config.env, allowed, problems)
 
 
 def written_values(config: Config) -> dict[str, Any]:
@@ -242,7 +255,7 @@ def _read_file(path: Path) -> tuple[DictConfig, list[str]]:
         text = path.read_text("utf-8")
         saved = OmegaConf.create(yaml.safe_load(text))
     except FileNotFoundError:
-        raise UserError(_no_run(path.parent)) from None
+        raise UserError(persistence.no_run(path.parent)) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(saved, DictConfig):
@@ -271,14 +284,6 @@ def _override(saved: DictConfig, overrides: Sequence[str]) -> set[str]:
     if problems:
         raise UserError("\n".join(problems))
     return typed
-
-
-def _no_run(directory: Path) -> str:
-    """What a directory without a config is instead."""
-    runs = sorted(found.parent for found in directory.glob(f"*/{CONFIG}"))
-    if (directory / SWEEP).exists():
-        return f"{directory} is a sweep: name one of its {len(runs)} runs" + (f", such as {runs[0]}" if runs else "")
-    return f"{directory} holds no run: there is no {CONFIG} in it" + (f"; did you mean {runs[-1]}?" if runs else "")
 
 
 def _packages(values: Mapping[str, Any], typed: Collection[str]) -> list[str]:

@@ -22,6 +22,7 @@ class Role(NamedTuple):
     wired: frozenset[str]  # constructor parameters that the runner passes; every other one is a key of the config
     base: str | None = None  # the group that this one holds differences to, for one part of an agent
     missing: Mapping[str, Any] | None = None  # what a config from before the group existed means
+    besides: tuple[str, ...] = ()  # further packages whose classes may be named, as if they were plug-ins
 
 
 NETWORK = Role(
@@ -66,6 +67,12 @@ ROLES = {
         frozenset({"directory", "hparams", "step", "state"}),
         missing={"tensorboard": {"_target_": "rl_runner.sinks.TensorBoard"}},
     ),
+    "env.wrappers": Role(
+        "gymnasium.wrappers",
+        "gymnasium.Wrapper",
+        frozenset({"env"}),
+        besides=("minigrid.wrappers", "rl_runner.envs.wrappers"),
+    ),
     "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engines.Engine", frozenset({"threads"})),
     "hydra.sweeper": Role(
         "rl_runner.sweep.search",
@@ -99,8 +106,9 @@ Model = TypeVar("Model", bound=Strict)
 
 
 def role_of(group: str) -> Role:
-    """What a group has to be: `algo`, `loggers.tensorboard`."""
-    return ROLES["loggers" if group.startswith("loggers.") else group]
+    """What a group has to be: `algo`, `loggers.tensorboard`, `env.wrappers.0`."""
+    several = next((name for name in ("loggers", "env.wrappers") if group.startswith(f"{name}.")), group)
+    return ROLES[several]
 
 
 def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[..., Any]:
@@ -108,7 +116,8 @@ def resolve(role: str, target: Any, plugins: Sequence[str] = ()) -> Callable[...
 
     The object found is what counts, not how its path begins; nothing is imported but what a path may begin with.
     """
-    package, protocol, *_ = role_of(role)
+    package, protocol, *_, besides = role_of(role)
+    plugins = [*plugins, *besides]
     path = str(target)
     module, _, name = path.rpartition(".")
     allowed = [package, *plugins]

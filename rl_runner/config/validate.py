@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS
 from rl_runner.errors import UserError
+from rl_runner.wiring import wire
 
 if TYPE_CHECKING:
     from rl_runner.envs import Spec
@@ -30,6 +31,9 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         except UserError as error:
             problems.append(str(error))
     problems += _mismatches(parsed, spec)
+    if config and spec:
+        config, unfit = _with_encoder(config, parsed.targets, spec)
+        problems += unfit
     if config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
         problems += _value_problems(config, parsed.targets)
@@ -64,6 +68,30 @@ def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
         if tabular != (replay.__name__ == "LastReplay"):
             problems.append(f"{algo.__name__} does not learn from {replay.__name__}: use replay={fitting}")
     return problems
+
+
+def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Config, list[str]]:
+    """The config with the encoder that `auto` comes to for these observations, and why one of ours does not fit."""
+    import torch
+
+    from rl_runner import encoders
+
+    if targets.get("encoder") is encoders.Auto:
+        if spec.flattened:
+            part = f"'env.wrappers=[{{_target_: rl_runner.envs.wrappers.Part, key: {spec.flattened}}}]'"
+            flat = f"env={config.env.id}: the image {spec.flattened} would be flattened with all the rest of its Dict"
+            return config, [f"{flat}: add {part} to see it alone, or encoder=flat"]
+        name = encoders.choice(spec)
+        chosen = config.chosen | {"encoder": name}
+        config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})
+    make = config.factory("encoder")
+    if make.func in (encoders.Flat, encoders.Conv):
+        try:
+            with torch.device("meta"):
+                wire(make, {"spec": spec})
+        except UserError as error:
+            return config, [str(error)]
+    return config, []
 
 
 def _device_problems(config: Config) -> list[str]:

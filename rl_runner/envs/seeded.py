@@ -4,16 +4,19 @@ import importlib
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.wrappers import TimeLimit
 
 from rl_runner.config import env_ids
 from rl_runner.config.schema import EnvConfig
+from rl_runner.config.targets import factory
 from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes, put_back, values_of
 from rl_runner.envs.spaces import Wrong, flag, flat, parts, reader, scalar, spec_of
 from rl_runner.errors import RunFailed, UserError
@@ -37,12 +40,37 @@ def make(env: EnvConfig) -> gym.Env:
     """The environment with its time limit, if the runner can work with its spaces; UserError with the reason if not."""
     if problem := env_ids.problem(env.id):
         raise UserError(problem)
-    with contained(env.id, lambda error: UserError(f"env={env.id} cannot be made: {one_line(error)}")), _quiet(env.id):
+
+    def refused(error: BaseException) -> UserError:
+        if isinstance(error, DependencyNotInstalled) and "opencv" in str(error):
+            return UserError(env_ids.needs(env.id, "opencv", "atari"))
+        return UserError(f"env={env.id} cannot be made: {one_line(error)}")
+
+    with contained(env.id, refused), _quiet(env.id):
         # The passive checker costs time in every step and warns about other people's code.
-        made = gym.make(env.id, max_episode_steps=env.max_episode_steps, disable_env_checker=True, **env.kwargs)
+        limit = env.max_episode_steps
+        # Below wrappers it might count frames.
+        made = gym.make(env.id, max_episode_steps=-1 if env.wrappers else limit, disable_env_checker=True, **env.kwargs)
+        if env.wrappers:
+            made = wrapped(made, env.wrappers, limit or registered(env.id).max_episode_steps)
         if reason := refusal(made, env.frame_stack):
             raise UserError(f"env={env.id} {reason}")
         return made
+
+
+def wrapped(env: gym.Env, wrappers: Sequence[Mapping[str, Any]], limit: int | None) -> gym.Env:
+    """The environment within its wrappers, and all of it within a limit of the agent's steps."""
+    if env.unwrapped.spec:
+        env.unwrapped.spec.max_episode_steps = limit  # for wrappers that observe the time
+    for i, group in enumerate(wrappers):
+        # Whether it may be named was asked when the config was read; here it can only be a wrapper.
+        env = factory(f"env.wrappers.{i}", group, [group["_target_"].partition(".")[0]])(env=env)
+    return TimeLimit(env, limit) if limit else env
+
+
+def registered(env_id: str) -> Any:
+    """What Gymnasium knows of an id."""
+    return gym.spec(env_id.rpartition(":")[2])
 
 
 @contextmanager
@@ -50,7 +78,7 @@ def _quiet(env_id: str) -> Iterator[None]:
     """Silence what making an environment says about its own code; what it says while it runs stays audible."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "mujoco" not in str(gym.spec(env_id.rpartition(":")[2]).entry_point):
+        if "mujoco" not in str(registered(env_id).entry_point):
             yield
             return
         # MuJoCo prints past Python, and leaves MUJOCO_LOG.TXT in the working directory.
@@ -69,8 +97,11 @@ def refusal(env: gym.Env, frame_stack: int) -> str | None:
     if unreadable := _unreadable(observation, ""):
         inner = getattr(observation, "spaces", None)
         rest = [key for key in inner if not _unreadable(inner[key], "")] if isinstance(inner, dict) else []
-        how = f"in gymnasium.wrappers.FilterObservation(env, {rest})" if rest else "so that it observes a Box"
-        return f"observes {', '.join(unreadable)}, no array of one size: register it wrapped {how}"
+        how = "register it wrapped so that it observes a Box"
+        if rest:
+            keys = ",".join(map(str, rest))
+            how = f"add 'env.wrappers=[{{_target_: gymnasium.wrappers.FilterObservation, filter_keys: [{keys}]}}]'"
+        return f"observes {', '.join(unreadable)}, no array of one size: {how}"
     shape = flat(observation).shape or ()
     if 0 in shape:
         return f"observes nothing, an array of shape {shape}: wrap it so that it observes something"

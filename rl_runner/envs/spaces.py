@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+SMALLEST = 7  # pixels on either side of an image
+
 
 class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
     """What an environment gave is not what its spaces promise; the message follows `gave`."""
@@ -27,21 +29,38 @@ class Spec:
     action_dim: int | None  # of Box actions, flattened; the agent's lie in [-1, 1]
     frame_stack: int  # K; 1 is no stacking
     max_episode_steps: int | None
+    low: float = 0.0  # the least that a uint8 observation can hold ...
+    high: float = 255.0  # ... and the most
+    flattened: str | None = None  # the key of an image in a Dict, whose parts are one array here
 
 
 def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
     """What an agent may know of an environment that `make` made."""
     observation, action = env.observation_space, env.action_space
-    shape = tuple(flat(observation).shape or ())
+    shape, dtype = tuple(flat(observation).shape or ()), agent_dtype(observation)
+    bounds = {}
+    if dtype == np.uint8:
+        box: Any = flat(observation)
+        low, high = float(box.low.min()), float(box.high.max())
+        bounds = {"low": low, "high": max(high, low + 1)}
     return Spec(
         obs_shape=(frame_stack, *shape) if frame_stack > 1 else shape,
-        obs_dtype=torch.from_numpy(np.empty(0, agent_dtype(observation))).dtype,
+        obs_dtype=torch.from_numpy(np.empty(0, dtype)).dtype,
         num_states=int(observation.n) if isinstance(observation, spaces.Discrete) else None,
         num_actions=int(action.n) if isinstance(action, spaces.Discrete) else None,
         action_dim=int(np.prod(action.shape)) if isinstance(action, spaces.Box) else None,
         frame_stack=frame_stack,
         max_episode_steps=env.spec.max_episode_steps if env.spec else None,
+        flattened=_image_in(observation),
+        **bounds,
     )
+
+
+def _image_in(space: gym.Space) -> str | None:
+    """The key of a part of a Dict that an encoder could read as an image."""
+    inner = space.spaces.items() if isinstance(space, spaces.Dict) else ()
+    parts = ((key, part) for key, part in inner if isinstance(part, spaces.Box) and len(part.shape) in (2, 3))
+    return next((key for key, part in parts if agent_dtype(part) == np.uint8 and min(part.shape[:2]) >= SMALLEST), None)
 
 
 def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
@@ -71,10 +90,10 @@ def flat(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 
 def agent_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """int64 for numbered states; arrays of uint8 stay as they are, all others become float32."""
+    """int64 for numbered states, uint8 for arrays of bytes or truth values; all others become float32."""
     if isinstance(space, spaces.Discrete):
         return np.dtype(np.int64)
-    return np.dtype(np.uint8 if flat(space).dtype == np.uint8 else np.float32)
+    return np.dtype(np.uint8 if flat(space).dtype in (np.uint8, np.bool_) else np.float32)
 
 
 def reader(space: spaces.Space[Any]) -> Callable[[Any], Any]:
@@ -83,15 +102,18 @@ def reader(space: spaces.Space[Any]) -> Callable[[Any], Any]:
         return lambda obs: _whole(obs, space, "an observation") - int(space.start)
     dtype, shape = agent_dtype(space), flat(space).shape
     as_is = isinstance(space, spaces.Box) and space.dtype == dtype
-    if isinstance(space, spaces.Box) and dtype == np.uint8:  # needs no check where a byte may be anything
-        as_is = bool((space.low == 0).all() and (space.high == 255).all())
+    if isinstance(space, spaces.Box) and dtype == np.uint8:  # needs no check where a byte, or a bit, may be anything
+        as_is = bool((space.low == 0).all() and (space.high == (255 if space.dtype == dtype else 1)).all())
+    bits = space.dtype == np.bool_
 
     def read(obs: Any) -> np.ndarray:
         given = obs
-        if not (as_is and type(obs) is np.ndarray and obs.dtype == dtype and obs.shape == shape):
+        if not (as_is and type(obs) is np.ndarray and obs.dtype == space.dtype and obs.shape == shape):
             given = array_of(space, obs)
             with np.errstate(all="ignore"):
                 obs = given.astype(dtype)
+        elif bits:
+            obs = obs.view(dtype)
         if dtype == np.float32:
             _check_finite(obs, given)
         return obs

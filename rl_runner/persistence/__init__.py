@@ -116,3 +116,11 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_run(directory: Path) -> str:
+    """What a directory without a config is instead."""
+    runs = sorted(found.parent for found in directory.glob(f"*/{CONFIG}"))
+    if (directory / SWEEP).exists():
+        return f"{directory} is a sweep: name one of its {len(runs)} runs" + (f", such as {runs[0]}" if runs else "")
+    return f"{directory} holds no run: there is no {CONFIG} in it" + (f"; did you mean {runs[-1]}?" if runs else "")

@@ -29,7 +29,7 @@ OmegaConf.register_new_resolver("path_safe", lambda name: re.sub(r"[^\w.-]+", "_
 
 
 class GymnasiumSource(ConfigSource):
-    """The config `env/<id>` for whatever id; whether the id exists is a question for the validation."""
+    """`env/<id>` for whatever id, whose existence is for the validation to ask, and `preset/<id>` of its family."""
 
     @staticmethod
     def scheme() -> str:
@@ -42,11 +42,25 @@ class GymnasiumSource(ConfigSource):
         return config_path in ("", "env")
 
     def is_config(self, config_path: str) -> bool:
-        return config_path.startswith("env/")
+        return config_path.startswith("env/") or self._preset(config_path) is not None
+
+    @staticmethod
+    def _preset(config_path: str) -> str | None:
+        group, _, env_id = config_path.removesuffix(".yaml").partition("/")
+        if group != "preset":
+            return None
+        from rl_runner.config.env_ids import preset_of
+
+        return preset_of(env_id)
 
     def load_config(self, config_path: str) -> ConfigResult:
+        if preset := self._preset(config_path):
+            config = OmegaConf.create({"defaults": [f"/preset/{preset}"]})
+            return ConfigResult(self.provider, self.full_path(), config, header={"package": "_global_"})
         env_id = config_path.removeprefix("env/").removesuffix(".yaml")
-        config = OmegaConf.create({"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1})
+        config = OmegaConf.create(
+            {"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1, "wrappers": []}
+        )
         return ConfigResult(self.provider, self.full_path(), config, header={"package": "env"})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
