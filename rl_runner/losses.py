@@ -2,7 +2,7 @@
 
 Values, rewards and log-probabilities are `[B]`; critic ensembles `[E, B]`. A loss is the mean over the last axis and
 the sum over the leading ones, so that a stack of networks trains as separate ones would.
-Targets are to be computed under `torch.no_grad`.
+Targets are to be computed under `torch.no_grad`. Several algorithms share these: to change one, see its `learn`.
 """
 
 import math
@@ -19,7 +19,7 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
 
 
 def max_value(next_q: Tensor) -> Tensor:
-    """V(s') = max_a Q⁻(s', a); `[B, A]` to `[B]` (DQN, Mnih et al. 2015)."""
+    """V(s') = max_a Q(s', a) of a table; `[B, A]` to `[B]` (Watkins 1989)."""
     return next_q.amax(dim=-1)
 
 

@@ -14,8 +14,9 @@ class Agent(Protocol):
 
     Optional besides: `critique(obs, generator)` -> (action, Q estimate `[N]`, entropy bonus `[N]`) of the policy that
     the critic evaluates, for `eval/q_bias`; `stochastic = True` if that policy is not `act`; `exploration(step)` ->
-    floats by tag; `learn(batch, *noise)` and `behave(obs, *noise)`, the parts of `update` and of `explore` that can be
-    captured as graphs: they read no numbers or flags that change but their arguments.
+    floats by tag, asked at rows and at checkpoints, so it changes nothing; `learn(batch, *noise)` and
+    `behave(obs, *noise)`, the parts of `update` and of `explore` that can be captured as graphs. A graph holds numbers
+    and flags of the agent for constants: hand over what changes, such as ε, as a tensor beside the noise.
 
     What has to be saved of it is named in `PARTS` (`persistence/state.py`), or given by `state_dict()` and taken back
     by `load_state_dict(state)`.
@@ -31,7 +32,10 @@ class Agent(Protocol):
         """The evaluation policy's actions."""
 
     def update(self, batch: Batch, step: int) -> tuple[Metrics, Tensor]:
-        """Learn once; detached 0-dimensional metrics by tag, and the TD error's size per sample `[B]`."""
+        """Learn once; metrics by tag, and the TD error's size per sample `[B]`.
+
+        Metrics are detached 0-dimensional tensors; a row holds their means since the last one.
+        """
 
 
 class Replay(Protocol):

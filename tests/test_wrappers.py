@@ -65,6 +65,17 @@ def around(*wrappers, **keys):
     return EnvConfig(id="Counting-v0", wrappers=list(wrappers), **keys)
 
 
+@pytest.mark.parametrize("bounds", ["min_obs: -1, max_obs: 1", "min_obs: [-1, -1], max_obs: [1.0, 1.0]"])
+def test_numbers_and_lists_stand_for_arrays(bounds, rl_runner):
+    """As the refusals of wrappers with running statistics advise."""
+    wrapper = f"env.wrappers=[{{_target_: {GYM}.RescaleObservation, {bounds}}}]"
+    words = ("algo=dqn", "env=MountainCar-v0", "tuned=none", "total_steps=20", "final_eval_episodes=1", wrapper)
+    ended = rl_runner(*words, "hydra.run.dir=run")
+    assert (ended.code, ended.err) == (0, [])
+    assert any("wrappers, inner to outer: RescaleObservation" in line for line in ended.out)
+    assert rl_runner("eval", "run", "--episodes", "1").code == 0
+
+
 REPEAT = {"_target_": f"{GYM}.RepeatAction", "num_repeats": 3}
 
 

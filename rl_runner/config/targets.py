@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field
 from pydantic_core.core_schema import ValidationInfo
 
 from rl_runner.errors import UserError
+from rl_runner.wiring import as_written
 
 
 class Role(NamedTuple):
@@ -220,7 +221,7 @@ def schema(target: Callable[..., Any], group: str, partial: bool = False) -> typ
         if name not in role_of(group).wired and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             unknown = parameter.annotation is parameter.empty or isinstance(parameter.annotation, str)
             default = None if partial else ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (Any if unknown else parameter.annotation, default)
+            fields[name] = (Any if unknown else as_written(parameter.annotation), default)
     model = create_model(target.__name__, __base__=Strict, **fields)
     if takes_anything(parameters):
         model.model_config["extra"] = "allow"

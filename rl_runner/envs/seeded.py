@@ -1,6 +1,7 @@
 """One environment: made or refused, then played in episodes of known seeds, all that it gives checked."""
 
 import importlib
+import inspect
 import re
 import warnings
 import weakref
@@ -64,7 +65,14 @@ def wrapped(env: gym.Env, wrappers: Sequence[Mapping[str, Any]], limit: int | No
         env.unwrapped.spec.max_episode_steps = limit  # for wrappers that observe the time
     for i, group in enumerate(wrappers):
         # Whether it may be named was asked when the config was read; here it can only be a wrapper.
-        env = factory(f"env.wrappers.{i}", group, [group["_target_"].partition(".")[0]])(env=env)
+        make = factory(f"env.wrappers.{i}", group, [group["_target_"].partition(".")[0]])
+        keys: Any = inspect.signature(make.func).parameters
+        arrays = {
+            key: np.array(value)
+            for key, value in make.keywords.items()
+            if isinstance(value, list) and "ndarray" in str(keys[key].annotation)
+        }
+        env = make(env=env, **arrays)
     return TimeLimit(env, limit) if limit else env
 
 

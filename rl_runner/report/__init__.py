@@ -20,7 +20,7 @@ from rl_runner.report import tables
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.findings import Findings, missing_seeds, search_text
 from rl_runner.report.plots import DIAGNOSTICS, Picture, Studio
-from rl_runner.report.statistics import coverage
+from rl_runner.report.statistics import PERCENT, coverage
 from rl_runner.report.study import RETURNS
 from rl_runner.report.style import INKS
 from rl_runner.report.tables import Table, markdown_escaped
@@ -37,6 +37,7 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 TEMPLATES.filters |= {"prose": prose, "md": markdown_escaped, "search_text": search_text}
+TEMPLATES.globals["percent"] = PERCENT
 
 
 class Section(NamedTuple):

@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from rl_runner.report.aggregate import Aggregate
 from rl_runner.report.findings import Findings
 from rl_runner.report.load import Array, SearchRecord, short_hash
-from rl_runner.report.statistics import Interval, mean_interval
+from rl_runner.report.statistics import PERCENT, Interval, mean_interval
 from rl_runner.report.study import Cell, Study, shown, thinned
 from rl_runner.report.style import GROUPS, MUTED, OTHER, PAPER, RC, TEXT, Ink, themed
 
@@ -84,7 +84,7 @@ class Studio:
         cells = {cell.group: cell for cell in self.study.cells_in(env) if len(cell.scores)}
         estimates = {group: (cell.summary.mean, cell.summary.interval) for group, cell in cells.items()}
         title = "Final evaluation, every seed" if self.study.final else "End of training, every seed"
-        alt = f"{title} on {env}: seeds as dots, the mean with its 95 % interval."
+        alt = f"{title} on {env}: seeds as dots, the mean with its {PERCENT} interval."
         return self._rows(f"{env}_final", title, estimates, cells, alt)
 
     def iqm(self, aggregate: Aggregate) -> Picture:

@@ -17,9 +17,10 @@ from scipy import stats
 
 from rl_runner.report.load import Array
 
-LEVEL = 0.95
-BOOTSTRAP_FROM = 20
-RESAMPLES = 9_999
+LEVEL = 0.95  # of every interval; the texts follow it, MEASURED_COVERAGE does not
+PERCENT = f"{100 * LEVEL:g} %"
+BOOTSTRAP_FROM = 20  # seeds; below, Student t and Welch
+RESAMPLES = 9_999  # with which 2.5 % of all, the sample itself among them, is a whole number
 
 # How often an interval of the mean, and one of the difference, covers the truth, in percent of 5 000 replications, by
 # the number of seeds that were started; `python tests/test_coverage.py` measures it. Three worlds: normal scores;

@@ -12,6 +12,7 @@ from rl_runner.persistence import SWEEP, read_json
 from rl_runner.report.aggregate import Aggregate, Estimate
 from rl_runner.report.findings import Findings
 from rl_runner.report.load import RunRecord, SearchRecord
+from rl_runner.report.statistics import PERCENT
 from rl_runner.report.study import LOSSES, QUANTITIES, Cell, Study, Words, grouped, in_order, value_of, varying
 
 NONE = "–"
@@ -77,7 +78,7 @@ def results(findings: Findings, env: str) -> Table:
     The best group stands out only where it can be told from every other.
     """
     study, found = findings.study, findings.comparisons[env]
-    head = ["group", "seeds", "mean", "SD", study.words.extreme, "95 % interval", *LOSSES, "never updated"]
+    head = ["group", "seeds", "mean", "SD", study.words.extreme, f"{PERCENT} interval", *LOSSES, "never updated"]
     rows: list[list[Value]] = []
     for cell in findings.ranked(env):
         lost = [cell.losses[word] or None for word in LOSSES]
@@ -107,7 +108,7 @@ def results_in_markdown(findings: Findings) -> Table:
         spread = f"{mean or NONE} ± {sd or NONE}"
         rows.append([cell.env, cell.group, seeds, spread, extreme, interval, cell.mean_of("sps")])
     extreme = findings.study.words.extreme
-    head = ["env", "algorithm", "seeds", "mean ± SD", extreme, "95 % interval", "steps per second"]
+    head = ["env", "algorithm", "seeds", "mean ± SD", extreme, f"{PERCENT} interval", "steps per second"]
     return Table(head, rows, names=2, digits={"steps per second": 0})
 
 
@@ -181,7 +182,7 @@ def across(aggregate: Aggregate, words: Words) -> Table:
 
     The best group stands out only where it can be told from every other.
     """
-    head = ["group", f"P(the first {words.beats} it)", "95 % interval", "IQM", "95 % interval"]
+    head = ["group", f"P(the first {words.beats} it)", f"{PERCENT} interval", "IQM", f"{PERCENT} interval"]
     ranked = list(aggregate.iqm) or [aggregate.best, *aggregate.improvement]
     rows = [[group, *_share(aggregate.improvement.get(group)), *_share(aggregate.iqm.get(group))] for group in ranked]
     clear = all(interval.low > 0.5 for _, interval in aggregate.improvement.values())
