@@ -6,6 +6,7 @@ result together. What it does around them takes 60 µs, a fifth of a small netwo
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -35,8 +36,16 @@ def on_cpu(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Graph:
 
 def inductor(module: torch.fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any] | None = None) -> Graph:
     from torch._inductor.compile_fx import compile_fx  # takes a second to import
+    from torch._inductor.exc import InductorError
 
-    graph: Any = compile_fx(module, inputs, config_patches=patches)
+    try:
+        graph: Any = compile_fx(module, inputs, config_patches=patches)
+    except (InductorError, ImportError) as error:
+        reason = getattr(error, "inner_exception", error)
+        if not isinstance(reason, ImportError) or reason.path is None:
+            raise
+        Path(reason.path).unlink(missing_ok=True)  # cut off in the cache when an earlier run was killed while compiling
+        graph = compile_fx(module, inputs, config_patches=patches)
     return graph
 
 

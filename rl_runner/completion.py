@@ -85,7 +85,8 @@ def _settings(before: Sequence[str], word: str) -> Iterator[str]:
     groups = [*notes.groups(places), *parts]
     if equals and name in groups:
         listed = value[: value.rfind(",") + 1]
-        yield from (f"{mark}{name}={listed}{option}" for option in _choices(parts.get(name, name), places))
+        options = _choices(parts.get(name, name), places, value.removeprefix(listed))
+        yield from (f"{mark}{name}={listed}{option}" for option in options)
         return
     keys = _keys(typed, places)
     for part, base in parts.items():  # which takes every key of the group that it differs from
@@ -109,10 +110,10 @@ def _keys(typed: Mapping[str, str], places: Sequence[Path]) -> dict[str, str]:
     return {key: value for key, value in keys.items() if not key.rpartition(".")[2].startswith("_")}
 
 
-def _choices(group: str, places: Sequence[Path]) -> Iterable[str]:
+def _choices(group: str, places: Sequence[Path], typed: str) -> Iterable[str]:
     found = set(notes.options(group, places))
     if group == "env":
         from rl_runner.config.env_ids import known_ids
 
-        found |= set(known_ids())
+        found |= set(known_ids(typed))
     return found

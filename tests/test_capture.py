@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.exc import InductorError
 
 from rl_runner import capture
 from rl_runner.capture import MOST, RECHECK, WARM_UP, CpuGraphs, CudaGraphs
@@ -477,3 +479,20 @@ def test_whatever_changes_late_a_cuda_graph_computes_the_functions_own_numbers(d
 def test_a_cuda_graph_refuses_to_write_to_arguments(device: Device) -> None:
     with pytest.raises(RunFailed, match=r"write writes to its arguments: .*accelerate=eager"):
         CudaGraphs(write, "cpu")(torch.ones(3), torch.ones(3))
+
+
+def test_a_library_that_was_cut_off_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run leaves it that is killed while it compiles; other errors are no business of ours."""
+    library = tmp_path / "kernel.main.so"
+    library.write_bytes(b"\x7fELF")
+
+    def compile_fx(module: Any, inputs: Any, config_patches: Any) -> str:
+        if library.exists():
+            raise InductorError(ImportError("file too short", path=str(library)), None)
+        return "graph"
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    assert capture.inductor(torch.fx.GraphModule({}, torch.fx.Graph()), []) == "graph"
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        capture.inductor(torch.fx.GraphModule({}, torch.fx.Graph()), [])

@@ -169,7 +169,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("optimizer.lr=nan", ["optimizer.lr=nan: must be a finite number"]),
         ("optimizer.lr=-1", ["optimizer: Invalid learning rate: -1.0"]),
         ("accelerate=fast", ["accelerate=fast: must be 'auto', 'eager', 'compile' or 'cudagraph'"]),
-        ("precision=low", ["precision=low: must be 'highest', 'high' or 'medium'"]),
+        ("precision=low", ["precision=low: must be 'highest', 'high', 'medium' or 'bfloat16'"]),
         ("threads=0", ["threads=0: must be 'auto' or greater than 0"]),
         ("device=gpu", ["device=gpu: must be auto, cpu, cuda or cuda:N"]),
         (
@@ -217,7 +217,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["algo=glob([d]*): the pattern is not understood; quote it, as in \"algo=glob('[a-c]*')\""],
         ),
         (
-            "-m algo=glob(*,exclude=[q*,dqn,ddqn]) env=CartPole-v1",
+            "-m algo=glob(*,exclude=[q*,dqn,ddqn,c51,d4pg,tqc]) env=CartPole-v1",
             [
                 f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn"
                 for algo in ("DDPG", "SAC", "TD3")

@@ -21,12 +21,16 @@ FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d
 OWN = "; if a package of yours registers it, name that in plugins=[...]"
 
 
-def known_ids() -> list[str]:
-    """All ids that could be typed on this machine."""
-    for prefix, (module, *_) in NAMESPACES.items():
-        if installed(module):
-            _register(prefix)
-    return sorted(gym.registry)
+def known_ids(typed: str | None = None) -> list[str]:
+    """All ids that could be typed on this machine.
+
+    With `typed`, the beginning of one, a family is imported only if it is that one's; the others are listed by prefix.
+    """
+    families = {prefix for prefix, (module, *_) in NAMESPACES.items() if installed(module)}
+    meant = {prefix for prefix in families if typed is None or typed.startswith(prefix)}
+    for prefix in meant:
+        _register(prefix)
+    return sorted({*gym.registry, *(families - meant)})
 
 
 def preset_of(env_id: str) -> str | None:
