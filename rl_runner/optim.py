@@ -71,6 +71,9 @@ def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) 
 
     No other one receives a gradient, so nothing has to be frozen or zeroed around it; an unused one receives zeros.
     """
+    if torch.is_autocast_enabled(loss.device.type):  # gradients have the precision of their products' forward pass
+        with torch.autocast(loss.device.type, enabled=False):
+            return minimize(loss, optimizer, max_norm)
     grads = torch.autograd.grad(loss, parameters(optimizer), materialize_grads=True)
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     if max_norm is not None:

@@ -120,6 +120,16 @@ def test_only_wide_products_are_rounded() -> None:
     assert {name for name, dtype in seen.items() if dtype is torch.bfloat16} == {"hidden.1"}
 
 
+def test_narrow_gradients_are_those_of_float32(make_agent: Any) -> None:
+    narrow = functools.partial(MLP, hidden=[100, 100], layer_norm=False, activation="relu")
+    learnt = []
+    for precision in ("highest", "bfloat16"):
+        agent = make_agent("sac", network=narrow, optimizer=ADAM, batch_size=64)
+        updates("eager", precision, agent, filled_replay("sac"), 3)
+        learnt.append(learned(agent))
+    assert max(distances(*learnt).values()) == 0
+
+
 def test_a_network_from_outside_gives_float32(make_agent: Any) -> None:
     def plain(*, n_in: int, n_out: int, lead: tuple[int, ...] = (), generator: Any = None) -> nn.Module:
         return nn.Sequential(nn.Linear(n_in, 64), nn.ReLU(), nn.Linear(64, n_out))
