@@ -48,7 +48,7 @@ def choose(wanted: Wanted, agent: Agent, replay: Replay, device: torch.device, n
     return "compile", f"{num_updates:,} updates are worth compiling{unproven}"
 
 
-def build_update(agent: Any, replay: Replay, averages: Averages, mode: Mode, precision: str = "highest") -> Update:
+def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode, precision: str = "highest") -> Update:
     """A function that does one update at the given environment step and adds its metrics to `averages`.
 
     With a graph, the agent then explores by a graph, too. With `bfloat16` it learns by products of that precision; it
