@@ -11,12 +11,14 @@ neighbouring runs. The floor is the update's list of matrix products alone, time
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +26,11 @@ from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gymnasium as gym
+
 WARM_UP = 600  # environment steps before the clock starts, the last 300 of them with updates
 STARTS = 300
+EPISODES = 10  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,10 @@ ROWS = {
 class Clock:
     """CPU and wall time between the end of the warm-up and the last step."""
 
-    def __init__(self, total: int):
-        self.total, self.started, self.result = total, time.time(), {}
+    def __init__(self, total: int, seed: int = 0):
+        self.total, self.seed, self.result = total, seed, {}
         self.cpu = self.wall = 0.0
+        self.evaluate: Callable[[], float] = lambda: math.nan  # how well the policy does at present
 
     def tick(self, step: int) -> None:
         if step == WARM_UP:
@@ -86,7 +92,8 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
     sys.path.insert(0, str(PACKAGE / "_plugins"))
     overrides = [
         f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
-        f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"learning_starts={STARTS}", "eval_every=0",
+        f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"seed={clock.seed}", f"learning_starts={STARTS}",
+        "eval_every=0",
     ]  # fmt: skip
     with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
         values, written = plain(compose("config", overrides))
@@ -97,7 +104,8 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
         parts = build(parsed.config, Path(directory))
         logger = Logger(Path(directory), {"tensorboard": partial(TensorBoard, directory=Path(directory), hparams={})})
         update = build_update(parts.agent, parts.replay, parts.averages, mode, precision)
-        train(parts, update, lambda row: logger.write(parts.step, row), lambda: clock.tick(parts.step))
+        clock.evaluate = lambda: parts.evaluator(parts.agent, EPISODES)[0]["eval/return_mean"]
+        train(parts, update, logger.write, lambda: clock.tick(parts.step))
         logger.close()
     return clock.result | {"floor_ms": floor_ms(row.algo, parts.envs.spec, row.hidden, row.batch, precision)}
 
@@ -116,6 +124,8 @@ def time_sbx(row: Row, clock: Clock) -> dict[str, float]:
 
 def _time_baselines(library: Any, row: Row, clock: Clock) -> dict[str, float]:
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
 
     class Tick(BaseCallback):
         def _on_step(self) -> bool:
@@ -123,9 +133,12 @@ def _time_baselines(library: Any, row: Row, clock: Clock) -> dict[str, float]:
             return True
 
     model = getattr(library, row.algo.upper())(
-        "MlpPolicy", row.env, policy_kwargs={"net_arch": list(row.hidden)}, seed=0,
+        "MlpPolicy", row.env, policy_kwargs={"net_arch": list(row.hidden)}, seed=clock.seed,
         learning_starts=STARTS, batch_size=row.batch, train_freq=1, gradient_steps=1,
     )  # fmt: skip
+    beside = Monitor(gym.make(row.env))
+    beside.reset(seed=clock.seed)
+    clock.evaluate = lambda: evaluate_policy(model, beside, EPISODES)[0]
     model.learn(clock.total, callback=Tick())
     return clock.result
 
@@ -139,8 +152,8 @@ SUBJECTS = {
 }
 
 
-def measure(subject: str, name: str, cores: str) -> dict[str, float]:
-    """One subject on one row, in a process of its own on the given cores."""
+def run_apart(script: str, words: list[str], cores: str) -> dict[str, float]:
+    """What a script's `--worker` prints in a process of its own, on one core or all."""
     threads = "1" if cores == "1" else str(os.cpu_count())
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
@@ -148,11 +161,19 @@ def measure(subject: str, name: str, cores: str) -> dict[str, float]:
         "BENCH_STARTED": str(time.time()),
         "BENCH_CORES": cores,
     }
-    command = [sys.executable, __file__, "--worker", subject, name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, "--worker", *words], env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{subject} on {name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{words} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def to_one_core() -> None:
+    """Hold this process to one core and one thread."""
+    import torch
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
 
 
 def table(results: dict[str, dict[str, list[dict[str, float]]]], cores: str) -> str:
@@ -208,10 +229,7 @@ def main() -> None:
     if arguments.worker:
         subject, name = arguments.worker
         if os.environ["BENCH_CORES"] == "1":
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-            import torch
-
-            torch.set_num_threads(1)
+            to_one_core()
         row = ROWS[name]
         print(json.dumps(SUBJECTS[subject](row, Clock(WARM_UP + row.steps))))
         return
@@ -220,7 +238,7 @@ def main() -> None:
         results[name] = {subject: [] for subject in arguments.subjects}
         for repeat in range(arguments.repeats):
             for subject, runs in results[name].items():
-                runs.append(measure(subject, name, arguments.cores))
+                runs.append(run_apart(__file__, [subject, name], arguments.cores))
                 print(f"{name} {repeat + 1}/{arguments.repeats} {subject}: {runs[-1]['cpu_ms']:.2f}", file=sys.stderr)
     text = f"{machine()}\n\n{table(results, arguments.cores)}\n"
     print(text)

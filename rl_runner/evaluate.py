@@ -13,6 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from rl_runner import exact
+from rl_runner.beside import Beside
 from rl_runner.config.schema import Config, EnvConfig
 from rl_runner.envs import EVAL_LIMIT, Envs
 from rl_runner.errors import RunFailed
@@ -67,6 +68,7 @@ class Evaluator:
         # k; all pairs within the limit are then followed by at least k + 1 rewards.
         self.beyond = next((k for k in range(FARTHEST + 1) if gamma ** (k + 1) <= TAIL), math.inf)
         self._unknown, self._said = f"gamma={gamma} looks more than {FARTHEST:,} steps ahead", False
+        self._beside: Beside | None = None
 
     def __call__(self, agent: Agent, episodes: int) -> tuple[dict[str, float], list[float]]:
         """The `eval/*` metrics and the return of each episode."""
@@ -100,6 +102,21 @@ class Evaluator:
             metrics["values/q_error_max"] = exact.q_error_max(self.model, q, self.gamma)
             metrics["eval/exact_return"] = exact.exact_return(self.model, q.argmax(axis=1))
         return metrics, returns
+
+    def beside(self, agent: Agent, episodes: int) -> Beside:
+        """The same metrics, worked out beside what this process goes on with; one evaluation after the other."""
+        if self._beside:
+            self._beside.result  # noqa: B018 - waits
+
+        def work() -> tuple[dict[str, float], bool]:
+            return self(agent, episodes)[0], self._said
+
+        def take(answer: tuple[dict[str, float], bool]) -> dict[str, float]:
+            metrics, self._said = answer
+            return metrics
+
+        self._beside = Beside(work, take)
+        return self._beside
 
     def _sometimes_random(self, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if not self.epsilon:

@@ -18,11 +18,12 @@ from rl_runner.persistence import flatten
 from rl_runner.train import Run
 
 MACHINE = (  # what decides how, not what is learned
-    "device", "threads", "accelerate", "precision", "log_every", "checkpoint_every", "plugins", "dry_run", "fresh",
+    "device", "threads", "accelerate", "precision", "eval_process", "log_every", "checkpoint_every", "plugins",
+    "dry_run", "fresh",
 )  # fmt: skip
 
 
-def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str, continuity: str) -> str:
+def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str, continuity: str, where: str) -> str:
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
     threads = _plural(torch.get_num_threads(), "CPU thread")
@@ -37,7 +38,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
         + ("; learns by products in bfloat16" if precision == "bfloat16" else ""),
         f"environment: {continuity}",
-        f"evaluation: {evaluation(config)}",
+        f"evaluation: {evaluation(config)}" + (f"; {where}" if config.eval_every else ""),
     ]
     if spec.max_episode_steps is None:
         lines.append(

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_runner import persistence
+from rl_runner.beside import Beside
 from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.persistence import METRICS
@@ -72,7 +74,8 @@ def finite(row: Mapping[str, float]) -> dict[str, float]:
 class Logger:
     """Writes rows `{"step": int, tag: float, ...}` to metrics.jsonl, and hands them to the sinks.
 
-    A row that a full disk does not take waits in memory until there is room.
+    A row whose evaluation is not there yet waits, and those behind it; so does one that a full disk does not take.
+    `show`: is told of each row, when it is written.
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class Logger:
         sinks: Mapping[str, Callable[..., Sink]],
         step: int = 0,
         written: Mapping[str, Any] | None = None,
+        show: Callable[[int, dict[str, float]], None] = lambda step, row: None,
     ):
         """Start the files of a run, or continue them where `sync`, at `step`, said that it had `written` them."""
         self._path = directory / METRICS
         self._file = self._path.open("ab", buffering=0)
+        self._show = show
+        self._due: deque[tuple[int, Mapping[str, float], Beside | None]] = deque()
         self._waiting = b""
         length = written["metrics"] if written else 0
         whole_lines = self._path.read_bytes()[:length].rfind(b"\n") + 1
@@ -96,18 +102,28 @@ class Logger:
         for name, sink in self._sinks.items():
             sink.begin(step, states.get(name))
 
-    def write(self, step: int, row: Mapping[str, float]) -> dict[str, float]:
-        """One row; values that are not finite are left out. What was written."""
-        row = finite(row)
+    def write(self, step: int, row: Mapping[str, float], evaluation: Beside | None = None) -> None:
+        """One row, which an evaluation may complete; values that are not finite are left out."""
+        self._due.append((step, row, evaluation))
+        self.catch_up()
+
+    def catch_up(self, wait: bool = False) -> None:
+        """Write the rows that are due as far as they are complete; if asked, all of them."""
+        while self._due and (wait or self._due[0][2] is None or self._due[0][2].ready):
+            step, row, evaluation = self._due.popleft()
+            self._write(step, finite({**row, **evaluation.result} if evaluation else row))
+
+    def _write(self, step: int, row: dict[str, float]) -> None:
         self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
         with suppress(OSError):  # sync tries again, and no checkpoint goes without it
             self._drain()
         for sink in self._sinks.values():
             sink.write(step, row)
-        return row
+        self._show(step, row)
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""
+        self.catch_up(wait=True)
         with persistence.named(self._path):
             self._drain()
             os.fsync(self._file.fileno())

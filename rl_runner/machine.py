@@ -1,5 +1,6 @@
 """What the numbers of a run depend on besides its config: threads, device, versions, processor."""
 
+import os
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -8,6 +9,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy
 import torch
+
+CORES = "RL_RUNNER_CORES"  # the variable that tells a run of a sweep its share of them
 
 
 def resolve_device(device: str) -> torch.device:
@@ -32,6 +35,13 @@ def available(precision: str, device: torch.device) -> str:
     else:
         capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return precision if capable or precision != "bfloat16" else "highest"
+
+
+def num_cores() -> int:
+    """The cores that this run may use; of a sweep's run its share."""
+    if share := os.environ.get(CORES):
+        return int(share)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_threads(threads: str | int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rl_runner import accelerate, header
+from rl_runner import accelerate, beside, header
 from rl_runner.config.schema import Config, save_config, written_values
 from rl_runner.config.targets import PARTS
 from rl_runner.envs import Envs, Spec, probe_continuity
@@ -26,7 +26,7 @@ from rl_runner.persistence.state import state_of, tensors
 from rl_runner.protocols import Agent
 from rl_runner.resume import check_config, check_finite, extends, finished, restore
 from rl_runner.seeding import generator
-from rl_runner.train import Run, due_row, train, training_row, updates_due
+from rl_runner.train import Run, log_due, train, training_row, updates_due
 from rl_runner.wiring import wire
 
 
@@ -76,8 +76,10 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
 def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, dict[str, Any]]:
     """Build or restore the parts and say what will happen; the parts, and what was decided for the whole of the run."""
     device = set_up(config.device, config.threads, config.precision)
+    before = beside.holdings()
     rebuild, continuity = saved.origin["environment"] if saved else probe_continuity(config.env)
     parts = build(config, directory, rebuild)
+    parts.beside, where = beside.choose(config.eval_process, device, bool(beside.holdings() - before))
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate
     precision = available(saved.origin.get("precision", config.precision) if saved else config.precision, device)
@@ -91,7 +93,7 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
         "precision": precision,
         "machine": facts(device, parts.envs.envs[0]),
     }
-    print(header.describe(parts, num_updates, mode, reason, precision, continuity), flush=True)
+    print(header.describe(parts, num_updates, mode, reason, precision, continuity, where), flush=True)
     return parts, origin
 
 
@@ -113,34 +115,30 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     sinks = {
         name: partial(config.factory(f"loggers.{name}", group), **shared) for name, group in config.loggers.items()
     }
-    logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None)
+    logger = Logger(directory, sinks, parts.step, saved.state["written"] if saved else None, session.show)
     checkpoints = Checkpoints(directory / CHECKPOINT, origin, log, saved)
     saver = Saver(parts, checkpoints, logger, session, saved.state["wall_seconds"] if saved else 0.0)
 
-    def on_row(row: dict[str, float]) -> None:
-        session.show(logger.write(parts.step, row))
-
-    if saved and extends(config, saved) and (row := due_row(parts, parts.step - config.num_envs)):
-        on_row(row)  # the one with the final evaluation had taken its place
+    if saved and extends(config, saved):
+        log_due(parts, parts.step - config.num_envs, logger.write)  # the final evaluation's row had taken its place
     try:
-        train(parts, update, on_row, saver.after_step)
+        train(parts, update, logger.write, saver.after_step)
     except RunFailed:
         check_finite(parts)  # a loss that was not finite before names the culprit better than what came of it
         raise
     finally:
         checkpoints.wait()
-    return finish(parts, saver, on_row, logger, session)
+        logger.catch_up(wait=True)
+    return finish(parts, saver, logger, session)
 
 
-def finish(
-    parts: Run, saver: Saver, on_row: Callable[[dict[str, float]], None], logger: Logger, session: Session
-) -> dict[str, Any]:
+def finish(parts: Run, saver: Saver, logger: Logger, session: Session) -> dict[str, Any]:
     """Evaluate a trained agent, and write what came out; RunFailed if the disk does not take all of it."""
     directory = session.directory
     unsaved = saver.save(wait=True)
     with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, parts.config.final_eval_episodes)
-    on_row(training_row(parts) | metrics)
+    logger.write(parts.step, training_row(parts) | metrics)
     session.close_bar()
     result = finite(metrics) | {
         "episode_returns": returns,

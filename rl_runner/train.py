@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rl_runner.beside import Beside
 from rl_runner.config.schema import Config
 from rl_runner.envs import Envs
 from rl_runner.evaluate import Evaluator
@@ -71,12 +72,15 @@ class Run:
     updates: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     finished_episodes: list[tuple[float, int]] = field(default_factory=list)  # (return, length) since the last row
+    beside: bool = False  # whether evaluations are played beside training
 
 
-def train(
-    run: Run, update: Callable[[int], None], on_row: Callable[[dict[str, float]], None], after_step: Callable[[], None]
-) -> None:
-    """Train to `total_steps`: `update(step)` learns once, `on_row` takes logged rows, `after_step` may save or stop.
+Row = dict[str, float]
+Write = Callable[[int, Row, Beside | None], None]  # logs the row of a step, and an evaluation of it still to come
+
+
+def train(run: Run, update: Callable[[int], None], write: Write, after_step: Callable[[], None]) -> None:
+    """Train to `total_steps`: `update(step)` learns once, `write` logs, `after_step` may save or stop.
 
     The row of the last step is left to the caller, whose final evaluation belongs into it.
     """
@@ -100,21 +104,26 @@ def train(
             update(run.step)
             run.updates += 1
 
-        if run.step < config.total_steps and (row := due_row(run, before)):
-            on_row(row)
+        if run.step < config.total_steps:
+            log_due(run, before, write)
         after_step()
     run.stopwatch.stop()
 
 
-def due_row(run: Run, before: int) -> dict[str, float]:
-    """What is to be logged after the environment steps (before, step]."""
-    row: dict[str, float] = {}
+def log_due(run: Run, before: int, write: Write) -> None:
+    """Write what is to be logged after the environment steps (before, step], if anything."""
+    row: Row = {}
+    evaluation = None
     if crossed(run.config.log_every, run.stopwatch.row[1], run.step):
         row |= training_row(run)
     if crossed(run.config.eval_every, before, run.step):
-        with run.stopwatch.paused():
-            row |= run.evaluator(run.agent, run.config.eval_episodes)[0]
-    return row
+        if run.beside:
+            evaluation = run.evaluator.beside(run.agent, run.config.eval_episodes)
+        else:
+            with run.stopwatch.paused():
+                row |= run.evaluator(run.agent, run.config.eval_episodes)[0]
+    if row or evaluation:
+        write(run.step, row, evaluation)
 
 
 def updates_due(config: Config, batch_size: int, before: int, step: int) -> int:
@@ -128,7 +137,7 @@ def crossed(every: int, before: int, step: int) -> bool:
     return every > 0 and step // every > before // every
 
 
-def training_row(run: Run) -> dict[str, float]:
+def training_row(run: Run) -> Row:
     """What has happened since the last row, by tag."""
     row = run.averages.read() | schedules(run) | run.stopwatch.read(run.step, run.updates)
     if episodes := run.finished_episodes:

@@ -176,7 +176,7 @@ def test_compiled_tables_are_eager_ones(configure: Any) -> None:
     for mode in ("compile", "eager"):
         run = build(configure(*words), None)
         update = accelerate.build_update(run.agent, run.replay, run.averages, mode)
-        train(run, update, rows.append, lambda: None)
+        train(run, update, lambda step, row, evaluation: rows.append(row), lambda: None)
         agents.append(run.agent)
     compiled, eager = agents
     torch.testing.assert_close(compiled.table, eager.table, rtol=1e-12, atol=0)

@@ -59,7 +59,7 @@ def test_nothing_is_missing_on_the_path_of_an_update(configure: Callable[..., Co
     words = ("tuned=none", "learning_starts=30", "total_steps=40", "eval_every=0", "log_every=40")
     run = build(configure("algo=sac", "env=Pendulum-v1", "network.hidden=[8]", "algo.batch_size=8", *words), None)
     update, seen = build_update(run.agent, run.replay, run.averages, "eager"), set[tuple[str, str]]()
-    train(run, update, lambda row: None, lambda: None)
+    train(run, update, lambda *row: None, lambda: None)
 
     def trace(frame: Any, event: str, _: Any) -> None:
         file = Path(frame.f_code.co_filename)

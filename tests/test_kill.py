@@ -31,6 +31,7 @@ FAST = {
     "d4pg-Pendulum-1": ("algo=d4pg", "env=Pendulum-v1", "num_envs=1", *BOUNDS, *DEEP),
     "tqc-Pendulum-3": ("algo=tqc", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
+    "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }
 ENVS = {
     "q_learning": ["FrozenLake-v1"],

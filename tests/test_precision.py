@@ -105,7 +105,7 @@ def test_a_thousand_updates_tell_the_same(configure: Any, name: str) -> None:
     metrics = []
     for precision in ("highest", "bfloat16"):
         run = build(configure(*words, "total_steps=1500", "learning_starts=1500"), None)
-        train(run, lambda step: None, lambda row: None, lambda: None)
+        train(run, lambda step: None, lambda *row: None, lambda: None)
         metrics.append(updates("eager", precision, run.agent, run.replay, 1000))
     for tag, value in metrics[0].items():
         if not tag.startswith("grads/"):

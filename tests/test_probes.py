@@ -77,7 +77,7 @@ def trained(configure: Any, algo: str, *words: str, **kwargs: Any) -> Run:
     env = ",".join(f"{key}:{str(value).lower()}" for key, value in kwargs.items())
     common = ("env=Probe-v0", f"+env.kwargs={{{env}}}", "device=cpu", "eval_every=0", "log_every=10000")
     run = build(configure(f"algo={algo}", *common, *WORDS[algo], *words), None)
-    train(run, accelerate.build_update(run.agent, run.replay, run.averages, "eager"), lambda row: None, lambda: None)
+    train(run, accelerate.build_update(run.agent, run.replay, run.averages, "eager"), lambda *row: None, lambda: None)
     return run
 
 

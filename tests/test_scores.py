@@ -87,7 +87,7 @@ def test_the_learner_alone_gets_clipped_rewards(n_step, configure):
         f"replay.n_step={n_step}",
     )
     run, logged = build(config, None), []
-    train(run, lambda step: None, logged.append, lambda: None)
+    train(run, lambda step: None, lambda step, row, evaluation: logged.append(row), lambda: None)
     assert set(run.replay.ring.columns["reward"][:60].tolist()) == {2.5, -2.5}
     rewards = run.replay.gather(*run.replay.draw(50, 0)).reward.abs()
     assert rewards.max() == pytest.approx(2.5 * (1 if n_step == 1 else 1.99))

@@ -68,12 +68,12 @@ def finish(run: Run, update: Callable[[int], None] | None = None) -> list[dict[s
     """Train to the end; the rows without what the clock decides."""
     rows: list[dict[str, float]] = []
 
-    def on_row(row: dict[str, float]) -> None:
-        rows.append({"step": run.step} | {tag: value for tag, value in row.items() if tag not in WALL_CLOCK})
+    def write(step: int, row: dict[str, float], evaluation: None = None) -> None:
+        rows.append({"step": step} | {tag: value for tag, value in row.items() if tag not in WALL_CLOCK})
 
     eager = accelerate.build_update(run.agent, run.replay, run.averages, "eager")
-    train(run, update or eager, on_row, lambda: None)
-    on_row(training_row(run))  # with the final evaluation, where there is one
+    train(run, update or eager, write, lambda: None)
+    write(run.step, training_row(run))  # with the final evaluation, where there is one
     return rows
 
 

@@ -63,6 +63,7 @@ class RunLevel(Strict):
     final_eval_episodes: PositiveInt
     eval_epsilon: Fraction = 0.0
     eval_max_steps: PositiveInt = 1_000
+    eval_process: Literal["auto", "separate", "same"] = "auto"
     clip_rewards: PositiveFloat | None = None
     log_every: PositiveInt
     checkpoint_every: PositiveInt | None
@@ -74,7 +75,8 @@ class RunLevel(Strict):
 # What a file from before a key existed means.
 DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
 # Keys that a config leaves out while they say nothing new: so a job of a sweep keeps the name that it had before.
-SILENT: Any = {"eval_epsilon": 0.0, "eval_max_steps": 1_000, "clip_rewards": None} | {part: {} for part in PARTS}
+SILENT: Any = {"eval_epsilon": 0.0, "eval_max_steps": 1_000, "eval_process": "auto", "clip_rewards": None}
+SILENT |= {part: {} for part in PARTS}
 DEFAULTS_ADDED_LATER |= {name: role.missing for name, role in ROLES.items() if role.missing}
 
 

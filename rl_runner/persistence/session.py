@@ -61,7 +61,7 @@ class Session:
         # Without a terminal it is not shown.
         self._bar = tqdm(total=total_steps, initial=step(), unit="step", disable=None, dynamic_ncols=True)
 
-    def show(self, row: Mapping[str, float]) -> None:
+    def show(self, step: int, row: Mapping[str, float]) -> None:
         """Take the latest figures of a row."""
         self._status |= {name: row[tag] for name, tag in FIGURES.items() if tag in row}
         names = {"return": "return", "eval": "evaluation"}
@@ -69,7 +69,7 @@ class Session:
         self._bar.set_postfix(latest, refresh=False)
         if self._bar.disable and FIGURES["evaluation"] in row:
             figures = ", ".join(f"{name} {value}" for name, value in latest.items())
-            print(f"step {self._step():,} of {self._status['total_steps']:,}: {figures}", flush=True)
+            print(f"step {step:,} of {self._status['total_steps']:,}: {figures}", flush=True)
         self.heartbeat()
 
     def heartbeat(self) -> None:
@@ -153,6 +153,7 @@ class Saver:
     def after_step(self) -> None:
         """Save if it is time, and say once that saving fails or works again; Interrupted if a signal asked to stop."""
         self._session.heartbeat()
+        self._logger.catch_up()
         if self._session.signum:
             raise Interrupted(self._session.signum, self._session.resume, self.save(wait=True))
         problem = self._checkpoints.problem

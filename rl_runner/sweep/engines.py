@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.machine import CORES, num_cores
 from rl_runner.persistence.session import owner_of
 from rl_runner.sweep.jobs import LOG, Job, content_hash
 
@@ -62,9 +63,10 @@ class Local:
     """
 
     def __init__(self, *, threads: int, n_jobs: PositiveInt | None):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = num_cores()
         self.n_jobs = n_jobs or max(1, cores // threads)
         self._environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        self._environment[CORES] = str(max(1, cores // self.n_jobs))
         self._gpus = gpus()
         self._started: list[Process] = []
 
@@ -238,7 +240,8 @@ def work(command: list[str], job: Path, directory: str) -> int:
     while owner_of(job):  # an earlier attempt, whose worker has died, saves and ends
         time.sleep(0.2)
     visible = ",".join(map(str, import_module("ray").get_gpu_ids()))
-    process = begin(command, job / LOG, {"CUDA_VISIBLE_DEVICES": visible}, cwd=directory)
+    cores = os.environ.get("OMP_NUM_THREADS", "1")  # as many as Ray has given it
+    process = begin(command, job / LOG, {"CUDA_VISIBLE_DEVICES": visible, CORES: cores}, cwd=directory)
     while process.poll() is None:
         try:
             time.sleep(0.2)
