@@ -42,7 +42,7 @@ def choose(wanted: Wanted, device: torch.device, held: bool) -> tuple[bool, str]
     elif wanted == "auto" and num_cores() < 2:
         obstacle = "there is no second core"
     else:
-        return True, "beside training, in a process of its own"
+        return True, "beside training"
     return False, f"between steps of training ({obstacle})"
 
 

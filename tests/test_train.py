@@ -271,6 +271,7 @@ def test_a_metric_that_is_not_finite_stops_the_run_by_name(value: float) -> None
 def test_a_run_that_ends_before_its_first_update_is_warned_of(configure: Any) -> None:
     run = start(configure, "dqn")
     warnings = [
-        header.describe(run, updates, "eager", "", "highest", "exact").count("\nwarning: nothing") for updates in (0, 1)
+        header.describe(run, updates, "eager", "", "highest", "exact", "").count("\nwarning: nothing")
+        for updates in (0, 1)
     ]
     assert warnings == [1, 0]
