@@ -188,11 +188,22 @@ class Net(nn.Module):
 
 
 class QNetwork(Net):
-    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A, K]`, K outputs of the value head each."""
+    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A, K]`, K outputs of the value head each.
 
-    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
+    With `lead=(E,)` an ensemble of them, to `[E, B, A, K]`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        network: NetworkFactory,
+        encoder: Any,
+        outputs: int,
+        generator: torch.Generator,
+        lead: tuple[int, ...] = (),
+    ):
         assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, per_action=outputs)
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, lead=lead, per_action=outputs)
         self.shape = (spec.num_actions, outputs)
 
     def forward(self, obs: Tensor, training: bool = False) -> Tensor:
@@ -246,3 +257,14 @@ class GaussianActor(Net):
     def forward(self, obs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         mean, log_std = self.output(obs, training=training).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.bounds)
+
+
+class CategoricalActor(Net):
+    """log π(·|s) of every discrete action: `[B, *obs]` to `[B, A]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.num_actions is not None
+        super().__init__(spec, network, encoder, generator, spec.num_actions)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return self.output(obs, training=training).log_softmax(dim=-1)

@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_runner.config.problems import key_of
 from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS
 from rl_runner.errors import UserError
-from rl_runner.wiring import wire
+from rl_runner.wiring import names, wire
 
 if TYPE_CHECKING:
     from rl_runner.envs import Spec
 
 Targets = Mapping[str, Callable[..., Any]]
-FITTING = {"discrete": "algo=dqn or ddqn", "continuous": "algo=sac, td3 or ddpg"}
+FITTING = {"discrete": "algo=dqn, ddqn or sac", "continuous": "algo=sac, td3 or ddpg"}
 
 
 def validate(parsed: Parsed, directory: Path | None = None) -> Config:
@@ -30,7 +31,8 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
             spec = examine(parsed.env.model_dump_json())[0]
         except UserError as error:
             problems.append(str(error))
-    problems += _mismatches(parsed, spec)
+    parsed, unfit = _for_actions(parsed, spec)
+    config, problems = parsed.config, problems + unfit + _mismatches(parsed, spec)
     if config and spec:
         config, unfit = _with_encoder(config, parsed.targets, spec)
         problems += unfit
@@ -42,6 +44,24 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     if problems or config is None:
         raise UserError("\n".join(problems))
     return config
+
+
+def _for_actions(parsed: Parsed, spec: "Spec | None") -> tuple[Parsed, list[str]]:
+    """`algo=sac` as the class for the environment's kind of actions, and what was typed that discrete ones lack."""
+    from rl_runner.algos.discrete_sac import DiscreteSAC
+    from rl_runner.algos.sac import SAC
+
+    if parsed.targets.get("algo") is not SAC or spec is None or spec.num_actions is None:
+        return parsed, []
+    parsed = parsed._replace(targets=parsed.targets | {"algo": DiscreteSAC})
+    if (config := parsed.config) is None:
+        return parsed, []
+    kept = {key: value for key, value in config.algo.items() if names(DiscreteSAC, key)}
+    algo = kept | {"_target_": f"{DiscreteSAC.__module__}.{DiscreteSAC.__name__}"}
+    typed = {key_of(word) for word in config._command_line}
+    lost = sorted(typed & {f"algo.{key}" for key in config.algo.keys() - algo.keys()})
+    problems = [f"{key}: is for continuous actions, {config.env.id} has discrete ones; leave it out" for key in lost]
+    return parsed._replace(config=config.model_copy(update={"algo": algo})), problems
 
 
 def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
@@ -144,7 +164,9 @@ def _value_problems(config: Config, targets: Targets) -> list[str]:
     problems = []
     if config.algo.get("huber") and isinstance(value, Categorical | Quantile):
         problems.append("algo.huber=true: is for value=scalar; use algo.huber=false")
-    if getattr(targets.get("algo"), "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
+    algo = targets.get("algo")
+    without_critics = getattr(algo, "actions", None) == "discrete" and not (algo and names(algo, "critic_network"))
+    if without_critics and getattr(value, "drop", None) is not None:
         problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
     return problems
 
