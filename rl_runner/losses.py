@@ -67,6 +67,11 @@ def discrete_soft_value(q: Tensor, log_prob: Tensor, alpha: Tensor | float, redu
     return (log_prob.exp() * (value - alpha * log_prob)).sum(dim=-1)
 
 
+def munchausen_bonus(log_prob: Tensor, action: Tensor, temperature: float, minimum: float) -> Tensor:
+    """clip(τ log π(a|s), l₀, 0) of the actions taken; `[B, A]` and int64 `[B]` to `[B]` (Vieillard et al. 2020)."""
+    return (temperature * log_prob.gather(-1, action.unsqueeze(-1)).squeeze(-1)).clamp(minimum, 0.0)
+
+
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """J(α) = mean[-α (log π + H₀)], α = exp(log_alpha); log_prob `[B]` (Haarnoja et al. 2018b, eq. 18).
 

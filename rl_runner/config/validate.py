@@ -37,8 +37,9 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         config, unfit = _with_encoder(config, parsed.targets, spec)
         problems += unfit
     if config:
+        config = _with_noise(config)
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
-        problems += _value_problems(config, parsed.targets)
+        problems += _value_problems(config, parsed.targets) + _option_problems(config, parsed.targets)
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
@@ -58,8 +59,7 @@ def _for_actions(parsed: Parsed, spec: "Spec | None") -> tuple[Parsed, list[str]
         return parsed, []
     kept = {key: value for key, value in config.algo.items() if names(DiscreteSAC, key)}
     algo = kept | {"_target_": f"{DiscreteSAC.__module__}.{DiscreteSAC.__name__}"}
-    typed = {key_of(word) for word in config._command_line}
-    lost = sorted(typed & {f"algo.{key}" for key in config.algo.keys() - algo.keys()})
+    lost = sorted(_typed(config) & {f"algo.{key}" for key in config.algo.keys() - algo.keys()})
     problems = [f"{key}: is for continuous actions, {config.env.id} has discrete ones; leave it out" for key in lost]
     return parsed._replace(config=config.model_copy(update={"algo": algo})), problems
 
@@ -88,6 +88,19 @@ def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
         if tabular != (replay.__name__ == "LastReplay"):
             problems.append(f"{algo.__name__} does not learn from {replay.__name__}: use replay={fitting}")
     return problems
+
+
+def _with_noise(config: Config) -> Config:
+    """The config without ε where noise in the network explores, unless an ε was typed."""
+    noisy, keys = config.network.get("noisy"), {"epsilon_min": 0.0, "epsilon_fraction": 0.0}
+    if not noisy or "epsilon_min" not in config.algo or any(key.startswith("algo.epsilon_") for key in _typed(config)):
+        return config
+    return config.model_copy(update={"algo": config.algo | {"epsilon_schedule": "linear"} | keys})
+
+
+def _typed(config: Config) -> set[str]:
+    """The keys that stood on the command line."""
+    return set(map(key_of, config._command_line))
 
 
 def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Config, list[str]]:
@@ -168,6 +181,20 @@ def _value_problems(config: Config, targets: Targets) -> list[str]:
     without_critics = getattr(algo, "actions", None) == "discrete" and not (algo and names(algo, "critic_network"))
     if without_critics and getattr(value, "drop", None) is not None:
         problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
+    return problems
+
+
+def _option_problems(config: Config, targets: Targets) -> list[str]:
+    """Options that do not go with each other, or with the algorithm."""
+    problems, algo = [], targets.get("algo")
+    if config.algo.get("munchausen") is not None and config.algo.get("double"):
+        problems.append(
+            "algo.double=true: selects an action, of which algo.munchausen's target is the mean; use algo.double=false"
+        )
+    ours = algo is not None and algo.__module__.startswith("rl_runner.")
+    for name in ("network", "actor_network", "critic_network"):
+        if (noisy := getattr(config, name).get("noisy")) and ours and not hasattr(algo, "noisy_layers"):
+            problems.append(f"{name}.noisy={noisy:g}: is for DQN and what is made of it; use {name}.noisy=null")
     return problems
 
 
