@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from killing import DISCRETE_SAC
 
 from rl_runner import accelerate
 from rl_runner.run import build
 from rl_runner.train import Run, train
 
-AGENTS = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc")
-DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn")
+DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "munchausen", "rainbow", "discrete_sac", "discrete_tqc")
+AGENTS = (*DISCRETE, "ddpg", "d4pg", "td3", "sac", "tqc")
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
 BOUNDS = ("value.atoms=21", "value.v_min=-4", "value.v_max=4")
@@ -24,6 +25,10 @@ WORDS = {
     "ddqn": (*DEEP, "algo.target_every=10"),
     "c51": (*DEEP, "algo.target_every=10", *BOUNDS),
     "qrdqn": (*DEEP, "algo.target_every=10", "value.quantiles=5"),
+    "munchausen": (*DEEP, "algo.target_every=10", "algo.munchausen=1e-3", "algo.temperature=1e-2"),  # next to DQN
+    "rainbow": (*DEEP, "algo.target_every=10", "replay.n_step=1", *BOUNDS),
+    "discrete_sac": (*DEEP, "algo.alpha=1e-3"),
+    "discrete_tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
     "ddpg": (*DEEP, "algo.noise_scale=0.5"),
     "d4pg": (*DEEP, "algo.noise_scale=0.5", "replay.n_step=1", *BOUNDS),
     "td3": (*DEEP, "algo.noise_scale=0.5"),
@@ -76,7 +81,9 @@ def trained(configure: Any, algo: str, *words: str, **kwargs: Any) -> Run:
     kwargs |= {"tabular": algo == "q_learning", "discrete": algo in DISCRETE}
     env = ",".join(f"{key}:{str(value).lower()}" for key, value in kwargs.items())
     common = ("env=Probe-v0", f"+env.kwargs={{{env}}}", "device=cpu", "eval_every=0", "log_every=10000")
-    run = build(configure(f"algo={algo}", *common, *WORDS[algo], *words), None)
+    name = f"algo={algo.removeprefix('discrete_')}"
+    words = (*DISCRETE_SAC, *words) if algo.startswith("discrete_") else words
+    run = build(configure(name, *common, *WORDS[algo], *words), None)
     train(run, accelerate.build_update(run.agent, run.replay, run.averages, "eager"), lambda *row: None, lambda: None)
     return run
 
