@@ -1,5 +1,6 @@
 """Probe environments: each can be learnt only by an agent that gets one thing right, in seconds."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,3 +123,19 @@ def test_the_right_action_is_found(configure: Any, algo: str) -> None:
     wanted = 1 if run.envs.spec.num_actions else [0.5, -0.5]
     assert action.tolist() == pytest.approx(wanted, abs=0.2)
     assert values(run, 0) == pytest.approx([1.0], abs=0.15)
+
+
+@pytest.mark.parametrize(("algo", "keys"), [("discrete_sac", ("algo.alpha=0.5",)),
+                                            ("munchausen", ("algo.munchausen=0", "algo.temperature=0.5"))])  # fmt: skip
+def test_a_soft_policy_is_worth_what_it_does_and_how_freely(configure: Any, algo: str, keys: tuple[str, ...]) -> None:
+    """Rewards are 0, 1, 0 twice. In the last state V = α log Σ exp(r/α) = 1.12, and π(1) = exp(2) / (exp(2) + 2)."""
+    run = trained(configure, algo, "algo.gamma=0.8", "total_steps=1500", *keys, by_action=True, length=2)
+    agent: Any = run.agent
+    obs = torch.tensor([[0.0], [1.0]])
+    net = agent.critics if algo == "discrete_sac" else agent.q
+    q = agent.value.mean(net(obs)).reshape(-1, 2, 3).mean(0)
+    last = 0.5 * math.log(math.exp(2) + 2)
+    assert q[1].tolist() == pytest.approx([0, 1, 0], abs=0.1)
+    assert q[0].tolist() == pytest.approx([0.8 * last, 1 + 0.8 * last, 0.8 * last], abs=0.15)
+    if algo == "discrete_sac":
+        assert agent.actor(obs).exp()[:, 1].tolist() == pytest.approx([math.exp(2) / (math.exp(2) + 2)] * 2, abs=0.05)
