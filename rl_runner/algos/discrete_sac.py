@@ -94,15 +94,17 @@ class DiscreteSAC:
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """a ~ π(·|s), `[N]`."""
-        return self.behave(obs, self.waits(len(obs), self.behaviour)).cpu()
+        return self.behave(obs, self.clocks(len(obs), self.behaviour)).cpu()
 
-    def waits(self, rows: int, stream: torch.Generator) -> Tensor:
-        """Exponential numbers `[N, A]` for `behave`."""
+    def clocks(self, rows: int, stream: torch.Generator) -> Tensor:
+        """Exponential numbers `[N, A]` for `sample`."""
         return torch.empty(rows, self.num_actions).exponential_(generator=stream)
 
-    def behave(self, obs: Tensor, waits: Tensor) -> Tensor:
-        """Of independent alarms with rates π(a|s) the first is that of a with probability π(a|s)."""
-        return (self.actor(obs.to(self.device)) - waits.to(self.device).log()).argmax(dim=-1)
+    def sample(self, obs: Tensor, clocks: Tensor) -> Tensor:
+        """Of clocks that run at rates π(a|s) the first to ring is that of a with probability π(a|s)."""
+        return (self.actor(obs.to(self.device)) - clocks.to(self.device).log()).argmax(dim=-1)
+
+    behave = sample
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class DiscreteSAC:
     def critique(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """a ~ π(·|s), the critics' mean Q(s, a) and the entropy bonus -α log π(a|s), each `[N]`."""
         obs = obs.to(self.device)
-        action = self.behave(obs, self.waits(len(obs), generator))
+        action = self.sample(obs, self.clocks(len(obs), generator))
         q = self.value.mean(losses.select(self.critics(obs), action)).mean(dim=0)
         log_prob = self.actor(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return action.cpu(), q.cpu(), (-self.log_alpha.exp() * log_prob).cpu()

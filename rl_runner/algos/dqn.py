@@ -37,7 +37,7 @@ class DQN:
     actions = "discrete"
     observations = "any"
     noisy_layers = True  # are given noise to learn and to explore with
-    PARTS = ("q", "target_q", "optimizer", "behaviour", "repeats", "copies")
+    PARTS: tuple[str, ...] = ("q", "target_q", "optimizer", "behaviour", "repeats", "copies")
 
     def __init__(
         self,
