@@ -80,8 +80,8 @@ def test_a_temperature_that_runs_away_is_said_in_one_line(rl_runner: Runner) -> 
 @pytest.mark.parametrize(
     ("typed", "epsilon", "said"),
     [
-        ((), 0.0, "explores by noise in the network's layers, no random actions"),
-        (("algo.epsilon_min=0.3",), 0.3, "explores by noise in the network's layers, and random actions"),
+        ((), 0.0, "explores by noise in the network's layers; ε is 0"),
+        (("algo.epsilon_min=0.3",), 0.3, "explores by noise in the network's layers, and by ε"),
     ],
 )
 def test_noise_takes_the_place_of_epsilon_unless_one_is_typed(

@@ -126,8 +126,8 @@ class DQN:
 
     def remarks(self) -> list[str]:
         """What the header says besides."""
-        by_chance = "no random actions" if self.epsilon(1) == 0 else "and random actions, whose share was typed"
-        return [f"explores by noise in the network's layers, {by_chance}"] if self.q.n_noise else []
+        by_chance = "; ε is 0" if self.epsilon(1) == 0 else ", and by ε"
+        return [f"explores by noise in the network's layers{by_chance}"] if self.q.n_noise else []
 
     def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Copy the target network if its time has come, then one gradient step; metrics and |δ| `[B]`."""
