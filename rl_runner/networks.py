@@ -83,7 +83,8 @@ class Linear(nn.Module):
 
     def affine(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """x W + b."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if noise is not None:
             noise = noise.sign() * noise.abs().sqrt()
             rows, columns = noise[..., : weight.shape[-2], None], noise[..., None, weight.shape[-2] :]
