@@ -125,7 +125,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("critic_network.h", {"critic_network.hidden="}),
         ("tuned=none optimizer=sgd alpha_optimizer.l", {"alpha_optimizer.lr="}),
         ("+optimizer.l", {"+optimizer.lr="}),
-        ("--config-dir mine algo=m", {"algo=my_dqn"}),
+        ("--config-dir mine algo=my", {"algo=my_dqn"}),
         ("--config-dir mine algo=my_dqn algo.so", {"algo.something_new="}),
         ("--vers", {"--version"}),
         ("algo=nonsense optimizer.l", {"optimizer.lr="}),

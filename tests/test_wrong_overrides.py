@@ -26,7 +26,7 @@ WRONG_TOGETHER = [
     "algo=sac env=CartPole-v1 algo.log_std_min=-3",
     "algo=ddpg env=FrozenLake-v1",
     "algo=q_learning env=CartPole-v1",
-    "algo=d4pg",
+    "algo=d4pg tuned=none",
     "algo=tqc value.drop=30",
     "algo=q_learning env=FrozenLake-v1 replay=uniform",
     "algo=sac network=dueling",
