@@ -34,6 +34,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
         *around(config),
         learning(run, num_updates),
+        *getattr(run.agent, "remarks", lambda: [])(),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
         + ("; learns by products in bfloat16" if precision == "bfloat16" else ""),

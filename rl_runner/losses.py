@@ -29,8 +29,9 @@ def clipped_double_value(next_q: Tensor) -> Tensor:
 
 
 def select(out: Tensor, action: Tensor) -> Tensor:
-    """What a network says of the actions taken; `[B, A, K]` and int64 `[B]` to `[B, K]`."""
-    return out.gather(-2, action[..., None, None].expand(*action.shape, 1, out.shape[-1])).squeeze(-2)
+    """What a network says of the actions taken; `[B, A, K]`, or of an ensemble `[E, B, A, K]`, and int64 `[B]`, to
+    `[B, K]` or `[E, B, K]`."""
+    return out.gather(-2, action[..., None, None].expand(*out.shape[:-2], 1, out.shape[-1])).squeeze(-2)
 
 
 def critic_loss(q: Tensor, target: Tensor, weight: Tensor, huber: bool = False) -> Tensor:
@@ -54,6 +55,21 @@ def soft_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor | float, reduce: 
     assert q.shape[-1:] == log_prob.shape[-1:]
     value = q.mean(dim=-2) if reduce == "mean" else clipped_double_value(q)
     return (alpha * log_prob - value).mean(dim=-1).sum()
+
+
+def discrete_soft_value(q: Tensor, log_prob: Tensor, alpha: Tensor | float, reduce: str = "min") -> Tensor:
+    """V(s) = Σ_a π(a|s) [min_i Q_i(s, a) - α log π(a|s)], without sampling; `[E, B, A]` and `[B, A]` to `[B]`.
+
+    `reduce`: `mean` takes mean_i Q_i in place of the minimum (SAC-Discrete, Christodoulou 2019, eq. 10).
+    """
+    assert q.shape[-2:] == log_prob.shape[-2:]
+    value = q.mean(dim=-3) if reduce == "mean" else q.amin(dim=-3)
+    return (log_prob.exp() * (value - alpha * log_prob)).sum(dim=-1)
+
+
+def munchausen_bonus(log_prob: Tensor, action: Tensor, temperature: float, minimum: float) -> Tensor:
+    """clip(τ log π(a|s), l₀, 0) of the actions taken; `[B, A]` and int64 `[B]` to `[B]` (Vieillard et al. 2020)."""
+    return (temperature * log_prob.gather(-1, action.unsqueeze(-1)).squeeze(-1)).clamp(minimum, 0.0)
 
 
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:

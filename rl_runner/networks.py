@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -51,7 +51,9 @@ def widened(x: Tensor) -> Tensor:
 class Linear(nn.Module):
     """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in).
 
-    `exact`: whatever the precision, the product is of float32, as for values and actions.
+    `exact`: whatever the precision, the product is of float32, as for values and actions. `noisy`: σ₀ of factorised
+    noise (Fortunato et al. 2018): both have learned deviations, σ₀/√in at first, and a forward pass with noise
+    `[in + out]` is of W + σ f(ε_in) f(ε_out)ᵀ and b + σ f(ε_out), f(x) = sgn(x)√|x|; one without is of W and b.
     """
 
     def __init__(
@@ -61,24 +63,35 @@ class Linear(nn.Module):
         lead: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
         exact: bool = False,
+        noisy: float | None = None,
     ):
         super().__init__()
         bound = n_in**-0.5
         self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
         self.autocast = not exact and n_in * n_out >= FEWEST_IN_BFLOAT16
+        self.n_noise = n_in + n_out if noisy else 0
+        if noisy:
+            self.weight_std = nn.Parameter(torch.full_like(self.weight, noisy * bound))
+            self.bias_std = nn.Parameter(torch.full_like(self.bias, noisy * bound))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         if self.autocast or not torch.is_autocast_enabled(x.device.type):
-            return self.affine(x)
+            return self.affine(x, noise)
         with torch.autocast(x.device.type, enabled=False):
-            return self.affine(widened(x))
+            return self.affine(widened(x), noise)
 
-    def affine(self, x: Tensor) -> Tensor:
+    def affine(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """x W + b."""
-        if self.weight.dim() == 2 and x.dim() == 2:
-            return torch.addmm(self.bias, x, self.weight)
-        return x @ self.weight + self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if noise is not None:
+            noise = noise.sign() * noise.abs().sqrt()
+            rows, columns = noise[..., : weight.shape[-2], None], noise[..., None, weight.shape[-2] :]
+            weight, bias = weight + self.weight_std * rows * columns, bias + self.bias_std * columns
+        if weight.dim() == 2 and x.dim() == 2:
+            return torch.addmm(bias, x, weight)
+        return x @ weight + bias
 
 
 class LayerNorm(nn.Module):
@@ -96,7 +109,8 @@ class LayerNorm(nn.Module):
 class MLP(nn.Module):
     """A multilayer perceptron: affine, optional layer norm, activation, for each hidden layer; then an affine output.
 
-    `hidden`: widths of the hidden layers. `layer_norm`: normalise before each activation.
+    `hidden`: widths of the hidden layers. `layer_norm`: normalise before each activation. `noisy`: σ₀ of noise in every
+    layer, which explores in place of ε (Fortunato et al. 2018: 0.5).
     """
 
     def __init__(
@@ -110,28 +124,35 @@ class MLP(nn.Module):
         activation: Activation,
         layer_norm: bool,
         outputs: int = 1,
+        noisy: PositiveFloat | None = None,
     ):
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.noisy = outputs, noisy
         widths = [n_in, *hidden]
-        self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
+        self.hidden = nn.ModuleList(Linear(i, o, lead, generator, noisy=noisy) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
         self.activation = ACTIVATIONS[activation]
         self.add_output(widths[-1], n_out, lead, generator)
+        self.noise_sizes = [layer.n_noise for layer in self.modules() if isinstance(layer, Linear)]
+        self.n_noise = sum(self.noise_sizes)
 
     def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
         """The layer after the last hidden one."""
-        self.output = Linear(n_in, n_out, lead, generator, exact=True)
+        self.output = Linear(n_in, n_out, lead, generator, exact=True, noisy=self.noisy)
 
-    def trunk(self, x: Tensor) -> Tensor:
+    def parts(self, noise: Tensor | None) -> Sequence[Tensor | None]:
+        """The noise of each layer, from the first to the last, of the whole network's `[n_noise]`."""
+        return [None] * len(self.noise_sizes) if noise is None else noise.split(self.noise_sizes, dim=-1)
+
+    def trunk(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """The last hidden layer's activations."""
-        for i, layer in enumerate(self.hidden):
-            x = layer(x)
+        for i, (layer, part) in enumerate(zip(self.hidden, self.parts(noise), strict=False)):
+            x = layer(x, part)
             x = self.activation(self.norms[i](x) if self.norms is not None else x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.trunk(x))
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.output(self.trunk(x, noise), self.parts(noise)[len(self.hidden)])
 
 
 class Dueling(MLP):
@@ -141,19 +162,20 @@ class Dueling(MLP):
 
     def add_output(self, n_in: int, n_out: int, lead: tuple[int, ...], generator: torch.Generator | None) -> None:
         super().add_output(n_in, n_out, lead, generator)
-        self.value = Linear(n_in, self.outputs, lead, generator, exact=True)
+        self.value = Linear(n_in, self.outputs, lead, generator, exact=True, noisy=self.noisy)
 
-    def forward(self, x: Tensor) -> Tensor:
-        trunk = self.trunk(x)
-        advantage = self.output(trunk).unflatten(-1, (-1, self.outputs))
-        return (self.value(trunk).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        trunk, parts = self.trunk(x, noise), self.parts(noise)
+        advantage = self.output(trunk, parts[-2]).unflatten(-1, (-1, self.outputs))
+        return (self.value(trunk, parts[-1]).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
 
 
 class Net(nn.Module):
     """A configured network behind an encoder: observations `[B, *obs]`, maybe actions, to `[*lead, B, n_out]`.
 
     A network whose constructor names `spec` reads the observations as they are, and a critic's actions as a second
-    argument; one whose `forward` names `training` is told whether it learns.
+    argument; one whose `forward` names `training` is told whether it learns. One with an `n_noise` takes so many
+    standard normal numbers as `noise`, or None for none.
     """
 
     def __init__(
@@ -173,6 +195,7 @@ class Net(nn.Module):
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
         self.told = names(self.net.forward, "training")
+        self.n_noise: int = getattr(self.net, "n_noise", 0)
 
     def inputs(self, obs: Tensor, *action: Tensor) -> tuple[Tensor, ...]:
         """What the network is called with."""
@@ -181,22 +204,35 @@ class Net(nn.Module):
         features = self.encoder(obs)
         return (torch.cat([features, *action], dim=-1) if action else features,)
 
-    def output(self, *inputs: Tensor, training: bool) -> Tensor:
+    def output(self, *inputs: Tensor, training: bool, noise: Tensor | None = None) -> Tensor:
         """The network's output for observations, and actions where it takes them."""
-        inputs = self.inputs(*inputs)
-        return widened(self.net(*inputs, training=training) if self.told else self.net(*inputs))
+        told: dict[str, Any] = {"training": training} if self.told else {}
+        if noise is not None:
+            told["noise"] = noise
+        return widened(self.net(*self.inputs(*inputs), **told))
 
 
 class QNetwork(Net):
-    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A, K]`, K outputs of the value head each."""
+    """Q(s, ·) of every discrete action: `[B, *obs]` to `[B, A, K]`, K outputs of the value head each.
 
-    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, outputs: int, generator: torch.Generator):
+    With `lead=(E,)` an ensemble of them, to `[E, B, A, K]`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        network: NetworkFactory,
+        encoder: Any,
+        outputs: int,
+        generator: torch.Generator,
+        lead: tuple[int, ...] = (),
+    ):
         assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, per_action=outputs)
+        super().__init__(spec, network, encoder, generator, spec.num_actions * outputs, lead=lead, per_action=outputs)
         self.shape = (spec.num_actions, outputs)
 
-    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
-        return self.output(obs, training=training).unflatten(-1, self.shape)
+    def forward(self, obs: Tensor, training: bool = False, noise: Tensor | None = None) -> Tensor:
+        return self.output(obs, training=training, noise=noise).unflatten(-1, self.shape)
 
 
 class Critics(Net):
@@ -246,3 +282,14 @@ class GaussianActor(Net):
     def forward(self, obs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         mean, log_std = self.output(obs, training=training).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.bounds)
+
+
+class CategoricalActor(Net):
+    """log π(·|s) of every discrete action: `[B, *obs]` to `[B, A]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.num_actions is not None
+        super().__init__(spec, network, encoder, generator, spec.num_actions)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return self.output(obs, training=training).log_softmax(dim=-1)

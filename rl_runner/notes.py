@@ -20,7 +20,7 @@ PLACE = re.compile(r"#\s*@package\s+(\S+)")
 WORDS = {
     "bool": "true | false", "int": "integer", "float": "number", "str": "text", "Path": "text", "dict": "mapping",
     "Mapping": "mapping", "PositiveInt": "integer > 0", "NonNegativeInt": "integer >= 0", "FiniteFloat": "number",
-    "PositiveFloat": "number > 0", "NonNegativeFloat": "number >= 0",
+    "PositiveFloat": "number > 0", "NonNegativeFloat": "number >= 0", "NonPositiveFloat": "number <= 0",
 }  # fmt: skip
 TYPES_OF = {"annotated_types", "collections", "pathlib", "pydantic", "typing"}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

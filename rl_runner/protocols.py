@@ -14,7 +14,8 @@ class Agent(Protocol):
 
     Optional besides: `critique(obs, generator)` -> (action, Q estimate `[N]`, entropy bonus `[N]`) of the policy that
     the critic evaluates, for `eval/q_bias`; `stochastic = True` if that policy is not `act`; `exploration(step)` ->
-    floats by tag, asked at rows and at checkpoints, so it changes nothing; `learn(batch, *noise)` and
+    floats by tag, asked at rows and at checkpoints, so it changes nothing; `remarks()`, lines of the header, and
+    `doubt(row)`, a line for the user if a row shows that something is wrong; `learn(batch, *noise)` and
     `behave(obs, *noise)`, the parts of `update` and of `explore` that can be captured as graphs. A graph holds numbers
     and flags of the agent for constants: hand over what changes, such as ε, as a tensor beside the noise.
 

@@ -1,6 +1,7 @@
 """The loop: act, store, learn, evaluate, log, all counted in environment steps."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ def log_due(run: Run, before: int, write: Write) -> None:
     evaluation = None
     if crossed(run.config.log_every, run.stopwatch.row[1], run.step):
         row |= training_row(run)
+        if doubt := getattr(run.agent, "doubt", lambda row: None)(row):
+            print(doubt, file=sys.stderr)
     if crossed(run.config.eval_every, before, run.step):
         if run.beside:
             evaluation = run.evaluator.beside(run.agent, run.config.eval_episodes)

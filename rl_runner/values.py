@@ -142,6 +142,22 @@ class Quantile:
         return {}
 
 
+def soft_target(
+    value: Value, reward: Tensor, discount: Tensor, next_out: Tensor, log_prob: Tensor, temperature: Tensor | float
+) -> Tensor:
+    """The target of acting by π from s' on: that of each action with its bonus -τ log π(a|s'), mixed by π(a|s').
+
+    reward and discount `[B]`, next_out `[A, B, ...]` of the actions apart, log_prob `[B, A]`. To a scalar head it is
+    r + discount Σ_a π(a|s') [Q(s', a) - τ log π(a|s')]. Categorical laws are mixed as they are; quantiles are averaged
+    level by level (as in M-IQN, Vieillard et al. 2020), which gives the mixture's mean but less than its spread.
+    """
+    log_prob = log_prob.mT
+    reward, discount = (x.unsqueeze(-2).expand_as(log_prob) for x in (reward, discount))
+    each = value.target(reward, discount, next_out, bonus=-temperature * log_prob)
+    prob = log_prob.exp() if each.shape == log_prob.shape else log_prob.exp().unsqueeze(-1)
+    return (prob * each).sum(dim=log_prob.dim() - 2)
+
+
 def critic_report(value: Value, out: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What every run logs of its critics, in the units of returns, and each estimate's error, `[B]` or `[E, B]`."""
     out = out.detach()

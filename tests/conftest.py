@@ -14,6 +14,7 @@ from sweeping import PYTHONPATH, Ended
 import rl_runner as package
 from rl_runner.__main__ import main
 from rl_runner.algos.ddpg import DDPG
+from rl_runner.algos.discrete_sac import DiscreteSAC
 from rl_runner.algos.dqn import DQN
 from rl_runner.algos.sac import SAC
 from rl_runner.algos.td3 import TD3
@@ -41,6 +42,7 @@ AGENTS: dict[str, tuple[type, dict[str, Any]]] = {
     "ddpg": (DDPG, OFF_POLICY | {"noise": "gaussian", "noise_scale": 0.1}),
     "td3": (TD3, OFF_POLICY | SMOOTHING | {"noise_scale": 0.1}),
     "sac": (SAC, OFF_POLICY | ENTROPY | {"log_std_min": -5.0, "log_std_max": 2.0}),
+    "discrete_sac": (DiscreteSAC, OFF_POLICY | ENTROPY | {"spec": DISCRETE}),
 }
 
 

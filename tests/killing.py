@@ -20,6 +20,11 @@ from rl_runner.persistence import CHECKPOINT, METRICS, RESULT, read_json
 
 WALL_CLOCK = {"charts/SPS", "charts/updates_per_second"}
 
+# What `algo=sac` is composed to before it is looked at with an environment whose actions are discrete.
+DISCRETE_SAC = (
+    "algo._target_=rl_runner.algos.discrete_sac.DiscreteSAC", "~algo.log_std_min", "~algo.log_std_max",
+)  # fmt: skip
+
 # A server that has imported everything forks a run in milliseconds; importing takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 IMPORTS = ("rl_runner.run", "torch._dynamo", "torch.utils.tensorboard", "mujoco", "gymnasium.envs.box2d")

@@ -22,6 +22,7 @@ from rl_runner.values import Categorical, Quantile
 
 UPDATES = 50
 NETWORK = functools.partial(MLP, hidden=[8], activation="relu", layer_norm=False)
+NOISY = functools.partial(Dueling, hidden=[8], activation="relu", layer_norm=False, noisy=0.5)
 DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", layer_norm=True)
 CATEGORICAL = functools.partial(Categorical, atoms=7, v_min=-3, v_max=3)
 QUANTILE = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=1)
@@ -41,6 +42,18 @@ CASES = [
     pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
     pytest.param("sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean"}, PRIORITIZED, id="tqc"),
     pytest.param("dqn", {"value": CATEGORICAL, "double": True, "network": DUELING}, PRIORITIZED, id="c51-dueling"),
+    pytest.param("discrete_sac", {}, PRIORITIZED, id="discrete-sac"),
+    pytest.param("dqn", {"value": CATEGORICAL, "double": True, "network": NOISY}, PRIORITIZED, id="rainbow"),
+    pytest.param("dqn", {"munchausen": 0.9, "target_update": "polyak"}, {}, id="munchausen"),
+    pytest.param(
+        "discrete_sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean", "network": DUELING, "alpha": 0.2},
+        {}, id="discrete-tqc", marks=SLOW,
+    ),
+    pytest.param("discrete_sac", {"value": CATEGORICAL, "max_grad_norm": 0.1}, {}, id="discrete-c51", marks=SLOW),
+    pytest.param(
+        "dqn", {"munchausen": 0.9, "network": NOISY, "value": MIN_BY_MEAN, "temperature": 0.3}, PRIORITIZED,
+        id="munchausen-noisy-quantile", marks=SLOW,
+    ),
     pytest.param("ddpg", {"value": CATEGORICAL}, PRIORITIZED, id="d4pg", marks=SLOW),
     pytest.param("dqn", {"value": MIN_BY_MEAN}, {}, id="qrdqn", marks=SLOW),
     pytest.param("td3", {"value": MIN_BY_MEAN, "actor_objective": "min"}, {}, id="td3-quantile", marks=SLOW),
@@ -78,7 +91,7 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def filled_replay(name: str, kind: str = "uniform", **keys: Any) -> Any:
     """A hundred transitions of two environments, some of them terminal, some truncated, for the agent `name`."""
-    num_actions, action_dim = (4, None) if name == "dqn" else (None, 2)
+    num_actions, action_dim = (4, None) if name in ("dqn", "discrete_sac") else (None, 2)
     spec = Spec((3,), torch.float32, None, num_actions, action_dim, 1, None)
     wired = {"spec": spec, "num_envs": 2, "gamma": 0.9, "total_steps": 100, "seed": 3, "device": "cpu"}
     keys = wired | {"directory": None, "capacity": 64} | keys

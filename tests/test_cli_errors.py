@@ -74,12 +74,31 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["DQN needs discrete actions, Pendulum-v1 has continuous ones: use algo=sac, td3 or ddpg"],
         ),
         (
-            "algo=sac env=CartPole-v1",
-            ["SAC needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn"],
+            "algo=td3 env=CartPole-v1",
+            ["TD3 needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac"],
+        ),
+        (
+            "algo=sac env=CartPole-v1 tuned=none algo.log_std_min=-3",
+            ["algo.log_std_min: is for continuous actions, CartPole-v1 has discrete ones; leave it out"],
+        ),
+        (
+            "algo=munchausen env=CartPole-v1 tuned=none algo.double=true",
+            [
+                "algo.double=true: selects an action, of which algo.munchausen's target is the mean; "
+                "use algo.double=false"
+            ],
+        ),
+        (
+            "algo=sac network.noisy=0.5",
+            ["network.noisy=0.5: is for DQN and what is made of it; use network.noisy=null"],
+        ),
+        (
+            "algo=sac env=CartPole-v1 tuned=none critic_network.noisy=0.5",
+            ["critic_network.noisy=0.5: is for DQN and what is made of it; use critic_network.noisy=null"],
         ),
         (
             "algo=q_learning env=CartPole-v1",
-            ["QLearning needs numbered states, CartPole-v1 observes arrays: use algo=dqn or ddqn"],
+            ["QLearning needs numbered states, CartPole-v1 observes arrays: use algo=dqn, ddqn or sac"],
         ),
         (
             "algo=q_learning env=FrozenLake-v1 replay=uniform",
@@ -219,8 +238,8 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         (
             "-m algo=glob(*,exclude=[q*,dqn,ddqn,c51,d4pg,tqc]) env=CartPole-v1",
             [
-                f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn"
-                for algo in ("DDPG", "SAC", "TD3")
+                f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac"
+                for algo in ("DDPG", "TD3")
             ],
         ),
         (
@@ -266,9 +285,9 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ],
         ),
         (
-            "-m algo=dqn,sac,sca env=CartPole-v1 seed=0,1",
+            "-m algo=dqn,td3,sca env=CartPole-v1 seed=0,1",
             [
-                "SAC needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn",
+                "TD3 needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac",
                 "algo=sca: no such algo; did you mean sac?",
             ],
         ),
@@ -424,7 +443,7 @@ def test_package_that_cannot_be_imported(rl_runner):
     ]
 
 
-@pytest.mark.parametrize("words", ["algo=sca", "+sed=1", "-m algo=sac env=CartPole-v1,Pendulum-v1"])
+@pytest.mark.parametrize("words", ["algo=sca", "+sed=1", "-m algo=td3 env=CartPole-v1,Pendulum-v1"])
 def test_as_a_process(tmp_path, words):
     ended = subprocess.run(
         [sys.executable, "-m", "rl_runner", *words.split()], cwd=tmp_path, capture_output=True, text=True

@@ -33,7 +33,9 @@ from rl_runner.saved_policy import film
 Command = Callable[..., Ended]
 Shown = Callable[..., list[str]]
 
-ALGOS = ("c51", "d4pg", "ddpg", "ddqn", "dqn", "q_learning", "qrdqn", "sac", "td3", "tqc")
+ALGOS = (
+    "c51", "d4pg", "ddpg", "ddqn", "dqn", "munchausen", "q_learning", "qrdqn", "rainbow", "sac", "td3", "tqc",
+)  # fmt: skip
 SCRIPT = str(Path(sys.executable).with_name("rl-runner"))
 FILES = [file for file in sorted(notes.CONFIGS.glob("*/**/*.yaml")) if "_target_: rl_runner" in file.read_text()]
 FILES += sorted((notes.CONFIGS / "optimizer").glob("*.yaml"))
@@ -123,7 +125,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("critic_network.h", {"critic_network.hidden="}),
         ("tuned=none optimizer=sgd alpha_optimizer.l", {"alpha_optimizer.lr="}),
         ("+optimizer.l", {"+optimizer.lr="}),
-        ("--config-dir mine algo=m", {"algo=my_dqn"}),
+        ("--config-dir mine algo=my", {"algo=my_dqn"}),
         ("--config-dir mine algo=my_dqn algo.so", {"algo.something_new="}),
         ("--vers", {"--version"}),
         ("algo=nonsense optimizer.l", {"optimizer.lr="}),

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from killing import assert_same, run_to_the_end, run_with_kills
+from killing import DISCRETE_SAC, assert_same, run_to_the_end, run_with_kills
 
 from rl_runner.config.schema import Config
 from rl_runner.persistence import METRICS
@@ -30,6 +30,8 @@ FAST = {
     "c51-CartPole-3": ("algo=c51", "env=CartPole-v1", "num_envs=3", "network=dueling", *PRIORITIZED, *DEEP),
     "d4pg-Pendulum-1": ("algo=d4pg", "env=Pendulum-v1", "num_envs=1", *BOUNDS, *DEEP),
     "tqc-Pendulum-3": ("algo=tqc", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
+    "rainbow-CartPole-3": ("algo=rainbow", "env=CartPole-v1", "num_envs=3", *DEEP),
+    "discrete_sac-CartPole-1": ("algo=sac", "env=CartPole-v1", "num_envs=1", *DISCRETE_SAC, *PRIORITIZED, *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }
@@ -39,6 +41,9 @@ ENVS = {
     "ddqn": ["CartPole-v1", "LunarLander-v3"],
     "c51": ["CartPole-v1"],
     "qrdqn": ["CartPole-v1"],
+    "munchausen": ["CartPole-v1"],
+    "rainbow": ["CartPole-v1"],
+    "discrete_sac": ["CartPole-v1"],
     "ddpg": ["Pendulum-v1", "Hopper-v5"],
     "d4pg": ["Pendulum-v1"],
     "td3": ["Pendulum-v1", "Hopper-v5"],
@@ -68,6 +73,8 @@ def test_killed_run_ends_with_the_same_bits_everywhere(
     algo: str, env: str, num_envs: int, accelerate: str, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     deep = () if algo == "q_learning" else (*DEEP, *BOUNDS) if algo == "d4pg" else DEEP
+    if algo == "discrete_sac":
+        algo, deep = "sac", (*DISCRETE_SAC, *deep)
     overrides = (f"algo={algo}", f"env={env}", f"num_envs={num_envs}", f"accelerate={accelerate}", *deep)
     check(configure(*TINY, *overrides), tmp_path, seed=1)
 

@@ -60,7 +60,7 @@ def distances(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, f
 
 @needs_bfloat16
 @pytest.mark.parametrize(("optimizer", "count"), [(ADAM, 21), (SGD, 1)], ids=["adam", "sgd"])
-@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
+@pytest.mark.parametrize("name", ["sac", "discrete_sac", "td3", "ddpg", "dqn", "noisy"])
 def test_a_step_is_that_of_float32(make_agent: Any, name: str, optimizer: Any, count: int) -> None:
     """From the same state on the same batch, each parameter's step differs by 2 % of its norm at most.
 
@@ -71,8 +71,10 @@ def test_a_step_is_that_of_float32(make_agent: Any, name: str, optimizer: Any, c
     for precision in ("highest", "bfloat16"):
         # The actor's gradients are small, and its step shall not drown in the rounding of the parameters.
         keys = {} if optimizer is ADAM else {"actor_lr": 1.0}
-        agent = make_agent(name, network=SMOOTH, optimizer=optimizer, batch_size=256, **keys)
-        replay = Generous(filled_replay(name, capacity=400))
+        kind = "dqn" if name == "noisy" else name
+        network = functools.partial(SMOOTH, noisy=0.5 if name == "noisy" else None)
+        agent = make_agent(kind, network=network, optimizer=optimizer, batch_size=256, **keys)
+        replay = Generous(filled_replay(kind, capacity=400))
         updates("eager", "highest", agent, replay, count)
         before = learned(agent)
         updates("eager", precision, agent, replay, 1)

@@ -1,5 +1,6 @@
 """Probe environments: each can be learnt only by an agent that gets one thing right, in seconds."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from killing import DISCRETE_SAC
 
 from rl_runner import accelerate
 from rl_runner.run import build
 from rl_runner.train import Run, train
 
-AGENTS = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc")
-DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn")
+DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "munchausen", "rainbow", "discrete_sac", "discrete_tqc")
+AGENTS = (*DISCRETE, "ddpg", "d4pg", "td3", "sac", "tqc")
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
 BOUNDS = ("value.atoms=21", "value.v_min=-4", "value.v_max=4")
@@ -24,6 +26,10 @@ WORDS = {
     "ddqn": (*DEEP, "algo.target_every=10"),
     "c51": (*DEEP, "algo.target_every=10", *BOUNDS),
     "qrdqn": (*DEEP, "algo.target_every=10", "value.quantiles=5"),
+    "munchausen": (*DEEP, "algo.target_every=10", "algo.munchausen=1e-3", "algo.temperature=1e-2"),  # next to DQN
+    "rainbow": (*DEEP, "algo.target_every=10", "replay.n_step=1", *BOUNDS),
+    "discrete_sac": (*DEEP, "algo.alpha=1e-3"),
+    "discrete_tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
     "ddpg": (*DEEP, "algo.noise_scale=0.5"),
     "d4pg": (*DEEP, "algo.noise_scale=0.5", "replay.n_step=1", *BOUNDS),
     "td3": (*DEEP, "algo.noise_scale=0.5"),
@@ -76,7 +82,9 @@ def trained(configure: Any, algo: str, *words: str, **kwargs: Any) -> Run:
     kwargs |= {"tabular": algo == "q_learning", "discrete": algo in DISCRETE}
     env = ",".join(f"{key}:{str(value).lower()}" for key, value in kwargs.items())
     common = ("env=Probe-v0", f"+env.kwargs={{{env}}}", "device=cpu", "eval_every=0", "log_every=10000")
-    run = build(configure(f"algo={algo}", *common, *WORDS[algo], *words), None)
+    name = f"algo={algo.removeprefix('discrete_')}"
+    words = (*DISCRETE_SAC, *words) if algo.startswith("discrete_") else words
+    run = build(configure(name, *common, *WORDS[algo], *words), None)
     train(run, accelerate.build_update(run.agent, run.replay, run.averages, "eager"), lambda *row: None, lambda: None)
     return run
 
@@ -115,3 +123,19 @@ def test_the_right_action_is_found(configure: Any, algo: str) -> None:
     wanted = 1 if run.envs.spec.num_actions else [0.5, -0.5]
     assert action.tolist() == pytest.approx(wanted, abs=0.2)
     assert values(run, 0) == pytest.approx([1.0], abs=0.15)
+
+
+@pytest.mark.parametrize(("algo", "keys"), [("discrete_sac", ("algo.alpha=0.5",)),
+                                            ("munchausen", ("algo.munchausen=0", "algo.temperature=0.5"))])  # fmt: skip
+def test_a_soft_policy_is_worth_what_it_does_and_how_freely(configure: Any, algo: str, keys: tuple[str, ...]) -> None:
+    """Rewards are 0, 1, 0 twice. In the last state V = α log Σ exp(r/α) = 1.12, and π(1) = exp(2) / (exp(2) + 2)."""
+    run = trained(configure, algo, "algo.gamma=0.8", "total_steps=1500", *keys, by_action=True, length=2)
+    agent: Any = run.agent
+    obs = torch.tensor([[0.0], [1.0]])
+    net = agent.critics if algo == "discrete_sac" else agent.q
+    q = agent.value.mean(net(obs)).reshape(-1, 2, 3).mean(0)
+    last = 0.5 * math.log(math.exp(2) + 2)
+    assert q[1].tolist() == pytest.approx([0, 1, 0], abs=0.1)
+    assert q[0].tolist() == pytest.approx([0.8 * last, 1 + 0.8 * last, 0.8 * last], abs=0.15)
+    if algo == "discrete_sac":
+        assert agent.actor(obs).exp()[:, 1].tolist() == pytest.approx([math.exp(2) / (math.exp(2) + 2)] * 2, abs=0.05)

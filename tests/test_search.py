@@ -26,6 +26,7 @@ from rl_runner.sweep import search as search_module  # noqa: E402
 from rl_runner.sweep.search import STUDY, Search, recorded, space_of  # noqa: E402
 
 TOTAL = 1000
+DISCRETE = ("dqn", "ddqn", "c51", "qrdqn", "munchausen", "rainbow")
 SPACE = ["algo.learning_rate=tag(log, interval(1e-5, 1))", "algo.initial_q=0,1"]
 
 
@@ -279,10 +280,9 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
     assert "What being among the best of 3 trials depends on" in page
 
 
-@pytest.mark.parametrize("algo", ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc"])
+@pytest.mark.parametrize("algo", [*DISCRETE, "q_learning", "ddpg", "d4pg", "td3", "sac", "tqc"])
 def test_every_algorithm_has_a_sound_space(rl_runner: Callable[..., Ended], tmp_path: Path, algo: str) -> None:
-    discrete = dict.fromkeys(("dqn", "ddqn", "c51", "qrdqn"), "CartPole-v1")
-    env = ({"q_learning": "FrozenLake-v1"} | discrete).get(algo, "Pendulum-v1")
+    env = ({"q_learning": "FrozenLake-v1"} | dict.fromkeys(DISCRETE, "CartPole-v1")).get(algo, "Pendulum-v1")
     ended = rl_runner("-m", "hydra/sweeper=optuna", f"algo={algo}", f"env={env}", "dry_run=true")
     assert (ended.code, ended.err) == (0, [])
     assert ended.out[0].startswith("20 trials of 1 jobs in outputs/sweeps/")

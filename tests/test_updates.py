@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rl_runner.algos.q_learning import QLearning
 from rl_runner.envs import Spec
+from rl_runner.networks import MLP
 from rl_runner.persistence.state import load_state, state_of
 from rl_runner.replay import Batch
 
@@ -452,16 +453,18 @@ def test_critique_is_the_estimate_of_the_action_that_it_returns(make_agent: Any,
         assert not bonus.any()
 
 
-@pytest.mark.parametrize("name", ["dqn", "ddpg", "td3", "sac"])
+@pytest.mark.parametrize("name", ["dqn", "noisy", "discrete_sac", "ddpg", "td3", "sac"])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad])
 def test_an_agent_goes_on_exactly_from_its_saved_state(
     make_agent: Any, name: str, optimizer: Any, tmp_path: Any
 ) -> None:
     """Saved and loaded without pickle; with an optimizer whose state is ours, and with one from outside."""
     factory = functools.partial(optimizer, lr=0.05)
-    keys = {"noise": "ou"} if name == "ddpg" else {}
-    agent, other = (make_agent(name, seed=seed, optimizer=factory, **keys) for seed in (1, 2))
-    discrete, obs = name == "dqn", torch.randn(2, 3)
+    layers = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False, noisy=0.5)
+    keys = {"ddpg": {"noise": "ou"}, "noisy": {"network": layers, "double": True}}.get(name, {})
+    kind = "dqn" if name == "noisy" else name
+    agent, other = (make_agent(kind, seed=seed, optimizer=factory, **keys) for seed in (1, 2))
+    discrete, obs = kind in ("dqn", "discrete_sac"), torch.randn(2, 3)
     first = torch.tensor([True, False])
     for step in range(15):
         agent.explore(obs, step, first)

@@ -12,7 +12,7 @@ from rl_runner.config.schema import EnvConfig, RunLevel
 NUMBERS = ["seed", "total_steps", "num_envs", "eval_episodes", "algo.batch_size", "algo.gamma", "optimizer.lr"]
 KEYS = [*RunLevel.model_fields, *(f"env.{name}" for name in EnvConfig.model_fields), "algo.tau", "replay.capacity"]
 CHOICES = {
-    "algo": ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc"],
+    "algo": ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "rainbow", "ddpg", "d4pg", "td3", "sac", "tqc"],
     "network": ["mlp", "dueling"],
     "optimizer": ["adam", "adamw", "rmsprop", "sgd"],
     "replay": ["uniform", "prioritized", "last"],
@@ -20,10 +20,13 @@ CHOICES = {
 }
 WRONG_TOGETHER = [
     "algo=dqn env=Pendulum-v1",
-    "algo=sac env=CartPole-v1",
+    "algo=td3 env=CartPole-v1",
+    "algo=munchausen env=CartPole-v1 algo.double=true",
+    "algo=sac network.noisy=0.5",
+    "algo=sac env=CartPole-v1 algo.log_std_min=-3",
     "algo=ddpg env=FrozenLake-v1",
     "algo=q_learning env=CartPole-v1",
-    "algo=d4pg",
+    "algo=d4pg tuned=none",
     "algo=tqc value.drop=30",
     "algo=q_learning env=FrozenLake-v1 replay=uniform",
     "algo=sac network=dueling",

@@ -22,6 +22,7 @@ from rl_runner.wiring import Fraction, wire
 class SAC:
     """Soft actor-critic with a squashed Gaussian policy and an ensemble of critics.
 
+    Where actions are discrete, `algo=sac` is `discrete_sac.DiscreteSAC`.
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
     `target_entropy` (null: -dim(A)); a number fixes it. `log_std_min`, `log_std_max`: bounds of log σ.
     `max_grad_norm`: clip actor and critic gradients. `critics`: how many, and `actor_reduce`: whether the actor climbs

@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_runner.config.problems import key_of
 from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS
 from rl_runner.errors import UserError
-from rl_runner.wiring import wire
+from rl_runner.wiring import names, wire
 
 if TYPE_CHECKING:
     from rl_runner.envs import Spec
 
 Targets = Mapping[str, Callable[..., Any]]
-FITTING = {"discrete": "algo=dqn or ddqn", "continuous": "algo=sac, td3 or ddpg"}
+FITTING = {"discrete": "algo=dqn, ddqn or sac", "continuous": "algo=sac, td3 or ddpg"}
 
 
 def validate(parsed: Parsed, directory: Path | None = None) -> Config:
@@ -30,18 +31,37 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
             spec = examine(parsed.env.model_dump_json())[0]
         except UserError as error:
             problems.append(str(error))
-    problems += _mismatches(parsed, spec)
+    parsed, unfit = _for_actions(parsed, spec)
+    config, problems = parsed.config, problems + unfit + _mismatches(parsed, spec)
     if config and spec:
         config, unfit = _with_encoder(config, parsed.targets, spec)
         problems += unfit
     if config:
+        config = _with_noise(config)
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
-        problems += _value_problems(config, parsed.targets)
+        problems += _value_problems(config, parsed.targets) + _option_problems(config, parsed.targets)
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
         raise UserError("\n".join(problems))
     return config
+
+
+def _for_actions(parsed: Parsed, spec: "Spec | None") -> tuple[Parsed, list[str]]:
+    """`algo=sac` as the class for the environment's kind of actions, and what was typed that discrete ones lack."""
+    from rl_runner.algos.discrete_sac import DiscreteSAC
+    from rl_runner.algos.sac import SAC
+
+    if parsed.targets.get("algo") is not SAC or spec is None or spec.num_actions is None:
+        return parsed, []
+    parsed = parsed._replace(targets=parsed.targets | {"algo": DiscreteSAC})
+    if (config := parsed.config) is None:
+        return parsed, []
+    kept = {key: value for key, value in config.algo.items() if names(DiscreteSAC, key)}
+    algo = kept | {"_target_": f"{DiscreteSAC.__module__}.{DiscreteSAC.__name__}"}
+    lost = sorted(_typed(config) & {f"algo.{key}" for key in config.algo.keys() - algo.keys()})
+    problems = [f"{key}: is for continuous actions, {config.env.id} has discrete ones; leave it out" for key in lost]
+    return parsed._replace(config=config.model_copy(update={"algo": algo})), problems
 
 
 def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
@@ -68,6 +88,19 @@ def _mismatches(parsed: Parsed, spec: "Spec | None") -> list[str]:
         if tabular != (replay.__name__ == "LastReplay"):
             problems.append(f"{algo.__name__} does not learn from {replay.__name__}: use replay={fitting}")
     return problems
+
+
+def _with_noise(config: Config) -> Config:
+    """The config without ε where noise in the network explores, unless an ε was typed."""
+    noisy, keys = config.network.get("noisy"), {"epsilon_min": 0.0, "epsilon_fraction": 0.0}
+    if not noisy or "epsilon_min" not in config.algo or any(key.startswith("algo.epsilon_") for key in _typed(config)):
+        return config
+    return config.model_copy(update={"algo": config.algo | {"epsilon_schedule": "linear"} | keys})
+
+
+def _typed(config: Config) -> set[str]:
+    """The keys that stood on the command line."""
+    return set(map(key_of, config._command_line))
 
 
 def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Config, list[str]]:
@@ -144,8 +177,24 @@ def _value_problems(config: Config, targets: Targets) -> list[str]:
     problems = []
     if config.algo.get("huber") and isinstance(value, Categorical | Quantile):
         problems.append("algo.huber=true: is for value=scalar; use algo.huber=false")
-    if getattr(targets.get("algo"), "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
+    algo = targets.get("algo")
+    without_critics = getattr(algo, "actions", None) == "discrete" and not (algo and names(algo, "critic_network"))
+    if without_critics and getattr(value, "drop", None) is not None:
         problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
+    return problems
+
+
+def _option_problems(config: Config, targets: Targets) -> list[str]:
+    """Options that do not go with each other, or with the algorithm."""
+    problems, algo = [], targets.get("algo")
+    if config.algo.get("munchausen") is not None and config.algo.get("double"):
+        problems.append(
+            "algo.double=true: selects an action, of which algo.munchausen's target is the mean; use algo.double=false"
+        )
+    ours = algo is not None and algo.__module__.startswith("rl_runner.")
+    for name in ("network", "actor_network", "critic_network"):
+        if (noisy := getattr(config, name).get("noisy")) and ours and not hasattr(algo, "noisy_layers"):
+            problems.append(f"{name}.noisy={noisy:g}: is for DQN and what is made of it; use {name}.noisy=null")
     return problems
 
 
