@@ -259,16 +259,16 @@ def test_what_the_observation_chooses_is_written_down(rl_runner, tmp_path):
 
 def test_an_image_in_a_dict_is_flattened_only_where_that_was_typed(rl_runner):
     words = ["plugins=[pixels]", "env=Parts-v0", "algo=dqn", "dry_run=true"]
-    part = "env.wrappers=[{_target_: rl_runner.envs.wrappers.Part, key: view}]"
+    part = "env.observation_keys=[view]"
     ended = rl_runner(*words)
-    line = f"env=Parts-v0: the image view would be flattened with all the rest of its Dict: add '{part}'"
+    line = f"env=Parts-v0: the image view would be flattened with all the rest of its Dict: add {part}"
     assert (ended.code, ended.err) == (2, [f"{line} to see it alone, or encoder=flat"])
     assert "observations [113] float32, 3 discrete actions; 1 environment" in rl_runner(*words, "encoder=flat").out
     ended = rl_runner(*words, part)
     assert "observations [7, 16] uint8, 3 discrete actions; 1 environment" in ended.out
     ended = rl_runner(*words, part.replace("view", "vieW"))
     assert (ended.code, len(ended.err)) == (2, 1)
-    assert "there is no 'vieW' in Dict(" in ended.err[0]
+    assert ended.err[0] == "env.observation_keys: no vieW is observed; did you mean view?"
 
 
 CATCH = ["plugins=[pixels]", "env=Catch-v0", "algo=dqn", "encoder=minatar_cnn", "network.hidden=[64]", "eval_every=0"]
