@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from killing import rows
+from pixels import Dot
 from torch.nn import functional as F
 
 from rl_runner.config.schema import EnvConfig, load_config
@@ -19,6 +20,7 @@ from rl_runner.envs.spaces import reader
 from rl_runner.errors import UserError
 from rl_runner.persistence import read_json
 from rl_runner.replay.ring import Batch
+from rl_runner.seeding import derive
 
 MINATAR = functools.partial(Conv, channels=[16], kernels=[3], strides=[1])
 
@@ -279,3 +281,22 @@ def test_dqn_learns_to_catch(seed, rl_runner, tmp_path):
     words = [*CATCH, "total_steps=5_000", "accelerate=eager", f"seed={seed}", f"hydra.run.dir={tmp_path}"]
     assert rl_runner(*words).code == 0
     assert read_json(tmp_path / "result.json")["eval/return_mean"] == pytest.approx(1.0, abs=0.1)
+
+
+# An entropy bonus of α = 1 would drown rewards of at most 1, and 900 updates could not lower it.
+DOT = [
+    "plugins=[pixels]", "env=Dot-v0", "algo=sac", "encoder=minatar_cnn", "encoder.strides=[2]", "network.hidden=[128]",
+    "algo.gamma=0.9", "algo.initial_alpha=0.05", "algo.tau=0.01", "algo.batch_size=64", "optimizer.lr=1e-3",
+    "learning_starts=500", "total_steps=4_000", "num_envs=4", "update_every=4", "eval_every=0", "accelerate=eager",
+    "final_eval_episodes=50", "threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_sac_learns_from_images(seed, rl_runner, tmp_path):
+    assert rl_runner(*DOT, f"seed={seed}", f"hydra.run.dir={tmp_path}").code == 0
+    world, best = Dot(), []
+    for environment, episode in np.ndindex(10, 5):
+        world.reset(seed=derive(seed, "eval", environment, episode))
+        best.append(world.optimum())
+    assert read_json(tmp_path / "result.json")["eval/return_mean"] >= 0.8 * np.mean(best)

@@ -240,7 +240,7 @@ def test_every_combination_of_choices_has_one_number(space, count, second, last)
     [
         (spaces.Box(-np.inf, 1, (2,)), "unbounded"),
         (spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (2,)), "unbounded"),
-        (spaces.MultiDiscrete([2, 2]), "MultiDiscrete"),
+        (spaces.MultiDiscrete([101, 100]), "MultiDiscrete of 10,100 combinations"),
         (spaces.Dict({"a": spaces.Discrete(2)}), "Dict"),
     ],
 )

@@ -157,7 +157,6 @@ def test_parts_of_a_dict_are_chosen(keys, seen, dtype):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("", "env=Several-v0 observes ['word'] (a Text), no array of one size: add env.observation_keys=[gear,speed"),
         ("env.observation_keys=[veiw]", "env.observation_keys: no veiw is observed; did you mean view?"),
         ("env.observation_keys=[gear,zzz]",
          "env.observation_keys: no zzz is observed; there are gear, speed, view, word"),
