@@ -285,7 +285,7 @@ def test_dqn_learns_to_catch(seed, rl_runner, tmp_path):
 
 # An entropy bonus of α = 1 would drown rewards of at most 1, and 900 updates could not lower it.
 DOT = [
-    "plugins=[pixels]", "env=Dot-v0", "algo=sac", "encoder=minatar_cnn", "encoder.strides=[2]", "network.hidden=[128]",
+    "plugins=[pixels]", "env=Dot-v0", "algo=sac", "encoder=minatar_cnn", "encoder.strides=[3]", "network.hidden=[64]",
     "algo.gamma=0.9", "algo.initial_alpha=0.05", "algo.tau=0.01", "algo.batch_size=64", "optimizer.lr=1e-3",
     "learning_starts=500", "total_steps=4_000", "num_envs=4", "update_every=4", "eval_every=0", "accelerate=eager",
     "final_eval_episodes=50", "threads=1",

@@ -195,7 +195,7 @@ def test_every_training_observation_counts_once_and_nothing_else(configure: Call
         add(obs, action, reward, terminated, *rest)
 
     run.replay.add = recorded  # type: ignore[method-assign]
-    train(run, build_update(run.agent, run.replay, run.averages, "eager"), lambda row: None, lambda: None)
+    train(run, build_update(run.agent, run.replay, run.averages, "eager"), lambda *row: None, lambda: None)
     normalizer = run.normalizer
     assert normalizer
     assert normalizer.observations
@@ -222,7 +222,7 @@ def test_every_training_observation_counts_once_and_nothing_else(configure: Call
 
 def trained(configure: Callable[..., Config], *words: str, **changed: Any) -> Run:
     run = build(configure(*COARSE, *words).model_copy(update=changed), None)
-    train(run, build_update(run.agent, run.replay, run.averages, "eager"), lambda row: None, lambda: None)
+    train(run, build_update(run.agent, run.replay, run.averages, "eager"), lambda *row: None, lambda: None)
     return run
 
 
