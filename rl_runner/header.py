@@ -35,6 +35,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
         *around(config),
         learning(run, num_updates),
         *getattr(run.agent, "remarks", lambda: [])(),
+        *normalization(config),
         f"replay: {replay(run)}",
         f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
         + ("; learns by products in bfloat16" if precision == "bfloat16" else ""),
@@ -73,6 +74,18 @@ def learning(run: Run, num_updates: int) -> str:
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
         f"{num_updates:,} in all{falling}{clipped}"
+    )
+
+
+def normalization(config: Config) -> list[str]:
+    """What the agent sees on another scale, in words."""
+    said = []
+    if config.normalize_observations:
+        said.append("observations by their running mean and standard deviation")
+    if config.normalize_rewards:
+        said.append(f"rewards, so that discounted returns lie within about ±{config.normalize_rewards:g}")
+    return (
+        [f"normalized for learning: {', '.join(said)}; logs and evaluation in the environment's units"] if said else []
     )
 
 

@@ -18,6 +18,7 @@ from rl_runner.errors import RunFailed
 from rl_runner.evaluate import evaluator_of
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import available, facts, resolve_device, set_up, versions
+from rl_runner.normalize import Normalizer
 from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
@@ -36,7 +37,8 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     agent, wired = build_agent(config, envs.spec)
     replay = wire(config.factory("replay"), wired | {"gamma": agent.gamma, "directory": directory})
     evaluator = evaluator_of(config, agent.gamma, rebuild)
-    return Run(config, envs, agent, replay, evaluator, Averages(), generator(config.seed, "warm-up"))
+    warm_up = generator(config.seed, "warm-up")
+    return Run(config, envs, agent, replay, evaluator, Averages(), warm_up, wired.get("normalizer"))
 
 
 def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
@@ -50,7 +52,11 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
     }
     wired |= {name: config.factory(name) for name in ("network", "optimizer", "encoder", "value", *PARTS)}
     torch.manual_seed(config.seed)  # PyTorch's own layers, in a network of the user's, draw from the global stream
-    return wire(config.factory("algo"), wired), wired
+    agent = wire(config.factory("algo"), wired)
+    if config.normalize_observations or config.normalize_rewards:
+        wired["normalizer"] = Normalizer(config, spec, agent)
+        wired["normalizer"].attach(agent)
+    return agent, wired
 
 
 def run(config: Config, directory: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The policy of a run's newest checkpoint: `rl-runner eval DIR` and `rl-runner export DIR`."""
 
+import math
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from rl_runner.console import quiet
 from rl_runner.envs import Envs
 from rl_runner.envs.process import contained, one_line
 from rl_runner.envs.seeded import SeededEnv
-from rl_runner.envs.spaces import action_map
+from rl_runner.envs.spaces import action_map, choices
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.evaluate import evaluator_of
 from rl_runner.persistence import CHECKPOINT, CONFIG, POLICY, VIDEOS, checkpoint
@@ -116,7 +117,19 @@ def export(argv: list[str]) -> Path:
     sizes = ", ".join(map(str, obs.shape[1:]))
     print(f"{config.env.id}, policy of step {step:,}: acts like the agent on {len(obs)} observations of an episode")
     print(f"{file}: action = torch.export.load({str(file)!r}).module()(obs), obs [B, {sizes}] {obs.dtype}")
+    if behind := taken(config):
+        print(behind)
     return file
+
+
+def taken(config: Config) -> str | None:
+    """What an exported policy takes where that is not what the environment itself gives, in words."""
+    names, stack = [group["_target_"].rpartition(".")[2] for group in config.env.wrappers], config.env.frame_stack
+    if keys := config.env.observation_keys:
+        names.append(f"env.observation_keys=[{','.join(keys)}]")
+    what = "an observation" if stack == 1 else f"the last {stack} observations, oldest first"
+    behind = f", behind {', '.join(names)}" if names else ""
+    return f"obs: {what}{behind}" if behind or stack > 1 else None
 
 
 class Policy(nn.Module):
@@ -128,16 +141,18 @@ class Policy(nn.Module):
             if isinstance(part, nn.Module):
                 self.add_module(name, part)  # so that the file names the parameters
         self.act = agent.act
-        self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
-        if isinstance(space, gym.spaces.Box):
+        self.table: Tensor | None = None
+        if not isinstance(space, gym.spaces.Box):
+            self.table = torch.from_numpy(action_map(space)(np.arange(math.prod(choices(space)))))
+        else:
             self.dtype = torch.from_numpy(space.low).dtype
             self.low, self.high = (torch.from_numpy(bound).double() for bound in (space.low, space.high))
 
     def forward(self, obs: Tensor) -> Tensor:
         """The same as `action_map`, in PyTorch's words."""
         action = self.act(obs)
-        if self.start is not None:
-            return action + self.start
+        if self.table is not None:
+            return self.table[action]
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         scaled = middle + action.reshape(-1, *self.low.shape) * half
         if not self.dtype.is_floating_point:

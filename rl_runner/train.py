@@ -15,6 +15,7 @@ from rl_runner.envs import Envs
 from rl_runner.evaluate import Evaluator
 from rl_runner.explore import uniform_policy
 from rl_runner.logger import Averages
+from rl_runner.normalize import Normalizer
 from rl_runner.optim import linear_decay, optimizers
 from rl_runner.protocols import Agent, Replay
 
@@ -69,6 +70,7 @@ class Run:
     evaluator: Evaluator
     averages: Averages
     warm_up: torch.Generator
+    normalizer: Normalizer | None = None
     step: int = 0  # environment steps
     updates: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -86,15 +88,17 @@ def train(run: Run, update: Callable[[int], None], write: Write, after_step: Cal
     The row of the last step is left to the caller, whose final evaluation belongs into it.
     """
     config, envs, agent, replay = run.config, run.envs, run.agent, run.replay
-    clip = config.clip_rewards
+    clip, normalizer = config.clip_rewards, run.normalizer
     random_action = uniform_policy(envs.spec, config.num_envs, run.warm_up)
     run.stopwatch.start()
     while run.step < config.total_steps:
-        before, obs = run.step, envs.obs
-        action = random_action() if before < config.learning_starts else agent.explore(obs, before, envs.first)
+        before, obs, first = run.step, envs.obs, envs.first
+        action = random_action() if before < config.learning_starts else agent.explore(obs, before, first)
         result = envs.step(action)
         reward = result.reward if clip is None else result.reward.clamp(-clip, clip)
         replay.add(obs, action, reward, result.terminated, result.truncated, result.next_obs)
+        if normalizer:
+            normalizer.count(obs, first, reward, result)
         run.step += config.num_envs
         run.finished_episodes += result.episodes
 

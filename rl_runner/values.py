@@ -75,7 +75,8 @@ class Categorical:
         if v_min is None or v_max is None:
             raise UserError(
                 "value.v_min, value.v_max: a categorical value needs the lowest and the highest discounted return that "
-                "can be: value.v_min=-100 value.v_max=100 for rewards in [-1, 1] and algo.gamma=0.99"
+                "can be: value.v_min=-100 value.v_max=100 for rewards in [-1, 1] and algo.gamma=0.99; or, whatever "
+                "rewards there are, value.v_min=-5 value.v_max=5 normalize_rewards=5"
             )
         if v_min >= v_max:
             raise UserError(f"value.v_min={v_min:g}: must be less than value.v_max={v_max:g}; give them the other way")

@@ -28,11 +28,11 @@ class Catch(gym.Env):
 
 
 class Dot(gym.Env):
-    """Two squares of 3x3 pixels on a 16x16 image: the agent moves the bright one to the dim one, 12 steps long.
+    """A square of 3x3 pixels anywhere on a 16x16 image is to be moved to its middle and kept there, 12 steps long.
 
-    An action moves by up to 2 pixels in either direction. A step's reward is 1 at the goal and falls by 1/8 with each
-    pixel of distance (the larger of the two directions) to 0. An agent that goes straight there from the start,
-    3 steps on the way and more, gets what `optimum` says.
+    An action moves it by up to 2 pixels in either direction. A step's reward is 1 in the middle and falls by 1/4 with
+    each pixel of distance (the larger of the two directions) to 0. Random actions get 0.12 a step; going straight there
+    gets what `optimum` says, 0.94 a step on average.
     """
 
     observation_space = gym.spaces.Box(0, 255, (16, 16), np.uint8)
@@ -40,27 +40,26 @@ class Dot(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place, self.goal = self.np_random.uniform(1, 14, (2, 2))
-        self.steps = 0
+        self.place, self.steps = self.np_random.uniform(1, 14, 2), 0
         return self.image(), {}
 
     def image(self):
         image = np.zeros((16, 16), np.uint8)
-        for (row, column), shade in ((np.rint(self.goal).astype(int), 100), (np.rint(self.place).astype(int), 255)):
-            image[row - 1 : row + 2, column - 1 : column + 2] = shade
+        row, column = np.rint(self.place).astype(int)
+        image[row - 1 : row + 2, column - 1 : column + 2] = 255
         return image
 
     def step(self, action):
         self.place = np.clip(self.place + 2 * np.asarray(action), 1, 14)
         self.steps += 1
-        return self.image(), max(0.0, 1 - self.distance() / 8), False, self.steps == 12, {}
+        return self.image(), max(0.0, 1 - self.distance() / 4), False, self.steps == 12, {}
 
     def distance(self):
-        return float(np.abs(self.place - self.goal).max())
+        return float(np.abs(self.place - 7.5).max())
 
     def optimum(self):
-        """The return of going straight to the goal from here."""
-        return sum(max(0.0, 1 - max(0.0, self.distance() - 2 * k) / 8) for k in range(1, 13))
+        """The return of going straight to the middle from here."""
+        return sum(max(0.0, 1 - max(0.0, self.distance() - 2 * k) / 4) for k in range(1, 13))
 
 
 class Parts(Catch):

@@ -109,7 +109,8 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             "algo=sac value=categorical",
             [
                 "value.v_min, value.v_max: a categorical value needs the lowest and the highest discounted return that "
-                "can be: value.v_min=-100 value.v_max=100 for rewards in [-1, 1] and algo.gamma=0.99"
+                "can be: value.v_min=-100 value.v_max=100 for rewards in [-1, 1] and algo.gamma=0.99; or, whatever "
+                "rewards there are, value.v_min=-5 value.v_max=5 normalize_rewards=5"
             ],
         ),
         (

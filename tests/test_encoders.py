@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from killing import rows
+from pixels import Dot
 from torch.nn import functional as F
 
 from rl_runner.config.schema import EnvConfig, load_config
@@ -19,6 +20,7 @@ from rl_runner.envs.spaces import reader
 from rl_runner.errors import UserError
 from rl_runner.persistence import read_json
 from rl_runner.replay.ring import Batch
+from rl_runner.seeding import derive
 
 MINATAR = functools.partial(Conv, channels=[16], kernels=[3], strides=[1])
 
@@ -259,16 +261,16 @@ def test_what_the_observation_chooses_is_written_down(rl_runner, tmp_path):
 
 def test_an_image_in_a_dict_is_flattened_only_where_that_was_typed(rl_runner):
     words = ["plugins=[pixels]", "env=Parts-v0", "algo=dqn", "dry_run=true"]
-    part = "env.wrappers=[{_target_: rl_runner.envs.wrappers.Part, key: view}]"
+    part = "env.observation_keys=[view]"
     ended = rl_runner(*words)
-    line = f"env=Parts-v0: the image view would be flattened with all the rest of its Dict: add '{part}'"
+    line = f"env=Parts-v0: the image view would be flattened with all the rest of its Dict: add {part}"
     assert (ended.code, ended.err) == (2, [f"{line} to see it alone, or encoder=flat"])
     assert "observations [113] float32, 3 discrete actions; 1 environment" in rl_runner(*words, "encoder=flat").out
     ended = rl_runner(*words, part)
     assert "observations [7, 16] uint8, 3 discrete actions; 1 environment" in ended.out
     ended = rl_runner(*words, part.replace("view", "vieW"))
     assert (ended.code, len(ended.err)) == (2, 1)
-    assert "there is no 'vieW' in Dict(" in ended.err[0]
+    assert ended.err[0] == "env.observation_keys: no vieW is observed; did you mean view?"
 
 
 CATCH = ["plugins=[pixels]", "env=Catch-v0", "algo=dqn", "encoder=minatar_cnn", "network.hidden=[64]", "eval_every=0"]
@@ -279,3 +281,22 @@ def test_dqn_learns_to_catch(seed, rl_runner, tmp_path):
     words = [*CATCH, "total_steps=5_000", "accelerate=eager", f"seed={seed}", f"hydra.run.dir={tmp_path}"]
     assert rl_runner(*words).code == 0
     assert read_json(tmp_path / "result.json")["eval/return_mean"] == pytest.approx(1.0, abs=0.1)
+
+
+# An entropy bonus of α = 1 would drown rewards of at most 1, and 900 updates could not lower it.
+DOT = [
+    "plugins=[pixels]", "env=Dot-v0", "algo=sac", "encoder=minatar_cnn", "encoder.strides=[3]", "network.hidden=[64]",
+    "algo.gamma=0.9", "algo.initial_alpha=0.05", "algo.tau=0.01", "algo.batch_size=64", "optimizer.lr=1e-3",
+    "learning_starts=500", "total_steps=4_000", "num_envs=4", "update_every=4", "eval_every=0", "accelerate=eager",
+    "final_eval_episodes=50", "threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_sac_learns_from_images(seed, rl_runner, tmp_path):
+    assert rl_runner(*DOT, f"seed={seed}", f"hydra.run.dir={tmp_path}").code == 0
+    world, best = Dot(), []
+    for environment, episode in np.ndindex(10, 5):
+        world.reset(seed=derive(seed, "eval", environment, episode))
+        best.append(world.optimum())
+    assert read_json(tmp_path / "result.json")["eval/return_mean"] >= 0.8 * np.mean(best)

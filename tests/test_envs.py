@@ -213,11 +213,34 @@ def test_integer_and_shifted_actions():
 
 
 @pytest.mark.parametrize(
+    ("space", "count", "second", "last"),
+    [
+        (spaces.MultiDiscrete([2, 3]), 6, [0, 1], [1, 2]),
+        (spaces.MultiDiscrete([3, 2], start=[-1, 4]), 6, [-1, 5], [1, 5]),
+        (spaces.MultiDiscrete(np.array([[2, 2], [1, 3]])), 12, [[0, 0], [0, 1]], [[1, 1], [0, 2]]),
+        (spaces.MultiDiscrete([5]), 5, [1], [4]),
+        (spaces.MultiDiscrete([100, 100]), 10_000, [0, 1], [99, 99]),
+        (spaces.MultiBinary(3), 8, [0, 0, 1], [1, 1, 1]),
+        (spaces.MultiBinary((2, 2)), 16, [[0, 0], [0, 1]], [[1, 1], [1, 1]]),
+    ],
+)
+def test_every_combination_of_choices_has_one_number(space, count, second, last):
+    class Chosen(gym.Env):
+        observation_space, action_space = spaces.Box(0, 1, (1,)), space
+
+    assert spec_of(Chosen()).num_actions == count
+    actions = action_map(space)(np.arange(count))
+    assert (actions[1].tolist(), actions[-1].tolist()) == (second, last)
+    assert len({action.tobytes() for action in actions}) == count
+    assert all(space.contains(action) for action in actions)
+
+
+@pytest.mark.parametrize(
     ("action", "complaint"),
     [
         (spaces.Box(-np.inf, 1, (2,)), "unbounded"),
         (spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (2,)), "unbounded"),
-        (spaces.MultiDiscrete([2, 2]), "MultiDiscrete"),
+        (spaces.MultiDiscrete([101, 100]), "MultiDiscrete of 10,100 combinations"),
         (spaces.Dict({"a": spaces.Discrete(2)}), "Dict"),
     ],
 )

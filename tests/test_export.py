@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +25,27 @@ RUNS = {
     "discrete": ("algo=dqn", "env=CartPole-v1", *NET),
     "continuous": ("algo=sac", "env=Pendulum-v1", *NET),
     "table": ("algo=q_learning", "env=FrozenLake-v1"),
+    "digits": ("algo=dqn", "env=Digits-v0", *NET),
 }
+
+
+class Digits(gym.Env):
+    """Pays 1 for the digits that it shows, the first of them from 1 to 3 and the second 0 or 1."""
+
+    observation_space = gym.spaces.Box(0, 3, (2,), np.float32)
+    action_space = gym.spaces.MultiDiscrete([3, 2], start=[1, 0])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.shown = self.np_random.integers([1, 0], [4, 2])
+        return self.shown.astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        assert action in self.action_space
+        return self.shown.astype(np.float32), float((action == self.shown).all()), True, False, {}
+
+
+gym.register("Digits-v0", Digits)
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -39,8 +60,17 @@ def test_exported_policy_acts_like_the_agent(kind: str, configure: Callable[...,
         space.seed(size)
         obs = torch.as_tensor(np.stack([space.sample() for _ in range(size)]))
         action = agent.act(obs)
-        expected = 2 * action if kind == "continuous" else action  # Pendulum's torque goes from -2 to 2
+        expected = {
+            "continuous": 2 * action,  # Pendulum's torque goes from -2 to 2
+            "digits": torch.stack([1 + action // 2, action % 2], dim=-1),
+        }.get(kind, action)
         torch.testing.assert_close(program(obs), expected)
+
+
+def test_combinations_of_choices_are_learned(configure: Callable[..., Config], tmp_path: Path) -> None:
+    words = (*TINY, *RUNS["digits"], "network.hidden=[32]", "total_steps=1200", "algo.batch_size=32")
+    result = run(configure(*words, "replay.capacity=1200", "final_eval_episodes=20"), tmp_path)
+    assert result["eval/return_mean"] == 1.0
 
 
 def test_the_file_needs_pytorch_alone(configure: Callable[..., Config], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ TINY = (
 DEEP = ("network.hidden=[16]", "algo.batch_size=8", "algo.gamma=0.9", "replay.capacity=250")
 PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
 
+NORMALIZED = ("normalize_observations=true", "normalize_rewards=5", "env.max_episode_steps=70")
 BOUNDS = ("value.v_min=-100", "value.v_max=0")
 
 FAST = {
@@ -32,6 +33,7 @@ FAST = {
     "tqc-Pendulum-3": ("algo=tqc", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "rainbow-CartPole-3": ("algo=rainbow", "env=CartPole-v1", "num_envs=3", *DEEP),
     "discrete_sac-CartPole-1": ("algo=sac", "env=CartPole-v1", "num_envs=1", *DISCRETE_SAC, *PRIORITIZED, *DEEP),
+    "sac-Pendulum-normalized-3": ("algo=sac", "env=Pendulum-v1", "num_envs=3", *NORMALIZED, *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }

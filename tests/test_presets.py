@@ -63,6 +63,9 @@ def test_every_preset_says_what_it_is(name):
         ("env=CartPole-v1 tuned=none env.id=ALE/Pong-v5",
          "env.id=ALE/Pong-v5: presets go with env=...; write env=ALE/Pong-v5, or add preset=none"),
         ("env=ALE/Pong-v5 preset=none env.id=CartPole-v1 tuned=none", None),
+        ("env=CartPole-v1 preset=null", "preset=null: write preset=none"),
+        ("env=CartPole-v1 tuned=null", "tuned=null: write tuned=none"),
+        ("env=CartPole-v1 network=null", "network=null: choose by name, see --help"),
     ],
 )  # fmt: skip
 def test_a_preset_that_is_not_composed_is_one_line(words, line, rl_runner):
@@ -150,10 +153,11 @@ def test_a_grid_of_symbols_becomes_truth_values():
         ("ALE/Pong-v5", "cv2", (4, 84, 84), True),
     ],
 )
-def test_the_families_themselves(env_id, package, shape, exact, configure):
+def test_the_families_themselves(env_id, package, shape, exact, configure, capfd):
     pytest.importorskip(package)
     config = configure("algo=dqn", f"env={env_id}").env
     rebuild, _ = probe_continuity(config)
     envs = Envs(config, 2, 0)
     assert envs.obs.shape == (2, *shape)
+    assert capfd.readouterr() == ("", "")
     assert rebuild is not exact

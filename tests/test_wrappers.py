@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from killing import rows
 from test_env_state import check_continuation
@@ -12,6 +13,7 @@ from rl_runner.envs import Envs, make, probe_continuity
 from rl_runner.errors import UserError
 from rl_runner.evaluate import Evaluator
 from rl_runner.persistence import read_json
+from rl_runner.seeding import derive
 
 GYM = "gymnasium.wrappers"
 
@@ -112,6 +114,78 @@ def test_evaluation_is_of_the_same_chain():
     assert Evaluator(EnvConfig(id="FrozenLake-v1"), 0, 0.9, 1).model is not None
 
 
+class Several(gym.Env):
+    """Observes an image, two numbers, a state and a word."""
+
+    observation_space = spaces.Dict(
+        {
+            "view": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "speed": spaces.Box(-9, 9, (2,)),
+            "gear": spaces.Discrete(4),
+            "word": spaces.Text(5),
+        }
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {"view": np.zeros((8, 8, 3), np.uint8), "speed": np.ones(2, np.float32), "gear": 2, "word": "go"}, {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, False, {}
+
+
+gym.register("Several-v0", Several, max_episode_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "seen", "dtype"),
+    [
+        (["view"], np.zeros((8, 8, 3)), np.uint8),
+        (["speed"], [1, 1], np.float32),
+        (["gear"], 2, np.int64),
+        (["gear", "speed"], [0, 0, 1, 0, 1, 1], np.float32),
+        (["speed", "gear"], [0, 0, 1, 0, 1, 1], np.float32),  # in the order of the Dict, which sorts its keys
+    ],
+)
+def test_parts_of_a_dict_are_chosen(keys, seen, dtype):
+    envs = Envs(EnvConfig(id="Several-v0", observation_keys=keys), 1, seed=0)
+    assert envs.obs[0].numpy().dtype == dtype
+    assert np.array_equal(envs.obs[0].numpy(), seen)
+    assert envs.spec.max_episode_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("env.observation_keys=[veiw]", "env.observation_keys: no veiw is observed; did you mean view?"),
+        ("env.observation_keys=[gear,zzz]",
+         "env.observation_keys: no zzz is observed; there are gear, speed, view, word"),
+        ("env.observation_keys=[gear,view]",
+         "env=Several-v0: the image view would be flattened with all the rest of its Dict: add env.observation_k"),
+        ("env=CartPole-v1 env.observation_keys=[x]",
+         "env.observation_keys: no x is observed; there is no Dict: leave it out"),
+        ("env.observation_keys=view", "env.observation_keys=view: must be a valid list"),
+    ],
+)  # fmt: skip
+def test_parts_that_cannot_be_chosen_are_one_line(words, line, rl_runner):
+    ended = rl_runner(
+        "algo=dqn", "plugins=[test_wrappers]", "tuned=none", "env=Several-v0", *words.split(), "dry_run=true"
+    )
+    assert (ended.code, len(ended.err)) == (2, 1)
+    assert ended.err[0].startswith(line)
+
+
+def test_gymnasiums_own_stack_is_what_a_policy_takes():
+    """As README shows for an exported policy."""
+    envs = Envs(EnvConfig(id="CartPole-v1", frame_stack=3), 1, seed=0)
+    theirs = gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 3)
+    obs, _ = theirs.reset(seed=derive(0, "train", 0, 0))
+    for _ in range(5):
+        assert np.array_equal(envs.obs[0].numpy(), obs)
+        envs.step(torch.tensor([1]))
+        obs = theirs.step(1)[0]
+
+
 STICKY = {"_target_": f"{GYM}.StickyAction", "repeat_action_probability": 0.4}
 SKIPPING = {"_target_": f"{GYM}.MaxAndSkipObservation", "skip": 2}
 
@@ -138,8 +212,9 @@ def test_a_run_goes_on_in_the_middle_of_an_episode_and_keeps_its_wrappers(rl_run
     assert one["episode_returns"] == other["episode_returns"]
     assert rows(whole)[-1] == rows(parts)[-1]
     assert load_config(parts / "config.yaml").env.wrappers[0] == STICKY
-    for command in ("eval", "export"):
-        assert rl_runner(command, str(parts)).code == 0
+    assert rl_runner("eval", str(parts)).code == 0
+    said = "obs: the last 2 observations, oldest first, behind StickyAction, OrderEnforcing"
+    assert said in rl_runner("export", str(parts)).out
     ended = rl_runner("resume", str(parts), "total_steps=200", "env.wrappers=[]")
     assert ended.code == 2
     assert "env.wrappers is" in ended.err[0]
@@ -150,12 +225,14 @@ def test_a_run_goes_on_in_the_middle_of_an_episode_and_keeps_its_wrappers(rl_run
     [
         (f"{GYM}.TimeLimit", "write env.max_episode_steps=N, which counts the agent's steps"),
         (f"{GYM}.FrameStackObservation", "write env.frame_stack=K"),
-        (f"{GYM}.NormalizeObservation", "its running statistics go on in evaluation"),
-        (f"{GYM}.NormalizeReward", "its running statistics go on in evaluation"),
+        (f"{GYM}.NormalizeObservation", "are lost by checkpoints: write normalize_observations=true"),
+        (f"{GYM}.NormalizeReward", "lost by checkpoints: write normalize_rewards=5"),
         (f"{GYM}.RecordVideo", "rl-runner eval DIR --video"),
         (f"{GYM}.HumanRendering", "rl-runner eval DIR --video"),
         (f"{GYM}.Autoreset", "leave it out, the runner resets"),
-        (f"{GYM}.TransformReward", "takes a function, which no config can hold: name a wrapper of yours"),
+        (f"{GYM}.ClipReward", "write clip_rewards=1, by which returns and evaluation stay the environment's own"),
+        (f"{GYM}.TransformReward", "write clip_rewards=1 or normalize_rewards=5, or name a wrapper of yours"),
+        (f"{GYM}.TransformObservation", "which no config can hold: name a wrapper of yours from a plug-in"),
         (f"{GYM}.vector.RescaleAction", "name the wrapper of one, in gymnasium.wrappers"),
         (f"{{_target_: {GYM}.AtariPreprocessing, terminal_on_life_loss: true}}", "starts a new game at every life"),
         (f"{{_target_: {GYM}.RepeatAction, num_repeats: 2, odds: 1}}", "env.wrappers.0.odds: no such key"),

@@ -42,6 +42,8 @@ def _register(prefix: str) -> None:
     module = importlib.import_module(NAMESPACES[prefix][0])
     if not any(name.startswith(prefix) for name in gym.registry):  # as MinAtar's, once it is imported
         module.register_envs()
+    if prefix == "ALE/":  # which greets everybody on the terminal
+        module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
 
 
 def problem(env_id: str) -> str | None:

@@ -9,18 +9,16 @@ from rl_runner.config.env_ids import installed
 from rl_runner.config.targets import Strict
 
 FILMS = "to see a policy, rl-runner eval DIR --video"
-LEARNS = (
-    "its running statistics go on in evaluation and are lost by checkpoints: scale by constants, with "
-    "RescaleObservation or a wrapper of yours"
-)
+LEARNS = "its running statistics go on in evaluation and are lost by checkpoints: write"
 # Wrappers of Gymnasium's whose work is the runner's.
 INSTEAD = {
     "Autoreset": "leave it out, the runner resets",
+    "ClipReward": "write clip_rewards=1, by which returns and evaluation stay the environment's own",
     "ClipAction": "leave it out, actions never leave their bounds",
     "FrameStackObservation": "write env.frame_stack=K, with which the replay can store single frames",
     "HumanRendering": FILMS,
-    "NormalizeObservation": LEARNS,
-    "NormalizeReward": LEARNS,
+    "NormalizeObservation": f"{LEARNS} normalize_observations=true",
+    "NormalizeReward": f"{LEARNS} normalize_rewards=5",
     "RecordVideo": FILMS,
     "RenderCollection": FILMS,
     "TimeLimit": "write env.max_episode_steps=N, which counts the agent's steps, outside all wrappers",
@@ -31,6 +29,7 @@ class EnvConfig(Strict):
     """An environment: `gymnasium.make(id, **kwargs)`; max_episode_steps null keeps its own time limit.
 
     `wrappers`: inner to outer, each a mapping of `_target_` and its keys. The time limit is outside of them.
+    `observation_keys`: the parts of a Dict observation that are seen; null: all of them.
     """
 
     id: Annotated[str, Field(min_length=1)]
@@ -38,6 +37,7 @@ class EnvConfig(Strict):
     max_episode_steps: PositiveInt | None = None
     frame_stack: PositiveInt = 1
     wrappers: list[dict[str, Any]] = Field(default_factory=list)
+    observation_keys: list[str] | None = None
 
     @field_validator("wrappers", mode="before")
     @classmethod
@@ -45,8 +45,9 @@ class EnvConfig(Strict):
         return list(map(named, value)) if isinstance(value, list) else value
 
     @model_serializer(mode="wrap")
-    def _without_empty_list(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value or name != "wrappers"}
+    def _without_defaults_added_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        added = ("wrappers", "observation_keys")
+        return {name: value for name, value in dump(self).items() if value or name not in added}
 
 
 def wrappers_of(env: Any) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def refusal(target: Callable[..., Any] | None, keys: Any) -> str | None:
     if name in INSTEAD:
         return f"{name}: {INSTEAD[name]}"
     if name.startswith("Transform"):
-        return f"{name} takes a function, which no config can hold: name a wrapper of yours, from a package in plugins"
+        ours = "write clip_rewards=1 or normalize_rewards=5, or " if name == "TransformReward" else ""
+        return f"{name} takes a function, which no config can hold: {ours}name a wrapper of yours from a plug-in"
     if name == "AtariPreprocessing" and keys.get("terminal_on_life_loss"):
         return f"{name}.terminal_on_life_loss=true starts a new game at every life, so later lives are never seen"
     return None

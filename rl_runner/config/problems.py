@@ -138,6 +138,8 @@ def override_problem(override: str, error: Exception, known: Iterable[str]) -> s
             return unknown_choice(group, name, notes.options(group, [notes.CONFIGS]))
     if isinstance(error.__cause__ or error, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(key, known)
+    if first.startswith("Config group override must be"):
+        return f"{override}: " + (f"write {key}=none" if key in ("preset", "tuned") else "choose by name, see --help")
     if first.startswith("Could not append"):
         return f"{override}: there is one already, so write {key}={value}"
     if first.startswith("Could not delete") and "does not exist" in first:

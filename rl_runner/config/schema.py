@@ -14,15 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    model_serializer,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, PrivateAttr, model_serializer
 
 from rl_runner import persistence
 from rl_runner.config import environment, targets
@@ -65,6 +57,8 @@ class RunLevel(Strict):
     eval_max_steps: PositiveInt = 1_000
     eval_process: Literal["auto", "separate", "same"] = "auto"
     clip_rewards: PositiveFloat | None = None
+    normalize_observations: bool = False
+    normalize_rewards: PositiveFloat | None = None
     log_every: PositiveInt
     checkpoint_every: PositiveInt | None
     plugins: list[str]
@@ -75,7 +69,7 @@ class RunLevel(Strict):
 # What a file from before a key existed means.
 DEFAULTS_ADDED_LATER = {key: field.default for key, field in RunLevel.model_fields.items() if not field.is_required()}
 # Keys that a config leaves out while they say nothing new: so a job of a sweep keeps the name that it had before.
-SILENT: Any = {"eval_epsilon": 0.0, "eval_max_steps": 1_000, "eval_process": "auto", "clip_rewards": None}
+SILENT: Any = {key: default for key, default in DEFAULTS_ADDED_LATER.items() if key not in ("lr_schedule", "fresh")}
 SILENT |= {part: {} for part in PARTS}
 DEFAULTS_ADDED_LATER |= {name: role.missing for name, role in ROLES.items() if role.missing}
 

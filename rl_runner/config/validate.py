@@ -34,6 +34,8 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     parsed, unfit = _for_actions(parsed, spec)
     config, problems = parsed.config, problems + unfit + _mismatches(parsed, spec)
     if config and spec:
+        problems += _normalization_problems(config, parsed.targets, spec)
+    if config and spec:
         config, unfit = _with_encoder(config, parsed.targets, spec)
         problems += unfit
     if config:
@@ -103,6 +105,20 @@ def _typed(config: Config) -> set[str]:
     return set(map(key_of, config._command_line))
 
 
+def _normalization_problems(config: Config, targets: Targets, spec: "Spec") -> list[str]:
+    """Why an algorithm need not see observations or rewards on another scale."""
+    algo: Any = targets.get("algo")
+    wanted = ("normalize_observations", "normalize_rewards") if algo else ()
+    problems = []
+    for key in (key for key in wanted if getattr(config, key)):
+        if getattr(algo, "observations", "any") == "discrete":
+            problems.append(f"{key}: {algo.__name__} learns a table, to which scales are all the same; leave it out")
+        elif key == "normalize_observations" and not spec.obs_dtype.is_floating_point:
+            seen = "bytes" if spec.num_states is None else "numbered states"
+            problems.append(f"{key}: {config.env.id} observes {seen}, whose scale is known; leave it out")
+    return problems
+
+
 def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Config, list[str]]:
     """The config with the encoder that `auto` comes to for these observations, and why one of ours does not fit."""
     import torch
@@ -111,9 +127,8 @@ def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Confi
 
     if targets.get("encoder") is encoders.Auto:
         if spec.flattened:
-            part = f"'env.wrappers=[{{_target_: rl_runner.envs.wrappers.Part, key: {spec.flattened}}}]'"
             flat = f"env={config.env.id}: the image {spec.flattened} would be flattened with all the rest of its Dict"
-            return config, [f"{flat}: add {part} to see it alone, or encoder=flat"]
+            return config, [f"{flat}: add env.observation_keys=[{spec.flattened}] to see it alone, or encoder=flat"]
         name = encoders.choice(spec)
         chosen = config.chosen | {"encoder": name}
         config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})

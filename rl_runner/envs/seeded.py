@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import re
 import warnings
 import weakref
@@ -19,7 +20,8 @@ from rl_runner.config import env_ids
 from rl_runner.config.schema import EnvConfig
 from rl_runner.config.targets import factory
 from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes, put_back, values_of
-from rl_runner.envs.spaces import Wrong, flag, flat, parts, reader, scalar, spec_of
+from rl_runner.envs.spaces import MOST_ACTIONS, Wrong, choices, flag, flat, parts, reader, scalar, spec_of
+from rl_runner.envs.wrappers import observing
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.seeding import derive
 
@@ -54,6 +56,8 @@ def make(env: EnvConfig) -> gym.Env:
         made = gym.make(env.id, max_episode_steps=-1 if env.wrappers else limit, disable_env_checker=True, **env.kwargs)
         if env.wrappers:
             made = wrapped(made, env.wrappers, limit or registered(env.id).max_episode_steps)
+        if env.observation_keys:
+            made = observing(made, env.observation_keys)
         if reason := refusal(made, env.frame_stack):
             raise UserError(f"env={env.id} {reason}")
         return made
@@ -108,15 +112,21 @@ def refusal(env: gym.Env, frame_stack: int) -> str | None:
         how = "register it wrapped so that it observes a Box"
         if rest:
             keys = ",".join(map(str, rest))
-            how = f"add 'env.wrappers=[{{_target_: gymnasium.wrappers.FilterObservation, filter_keys: [{keys}]}}]'"
+            how = f"add env.observation_keys=[{keys}]"
         return f"observes {', '.join(unreadable)}, no array of one size: {how}"
     shape = flat(observation).shape or ()
     if 0 in shape:
         return f"observes nothing, an array of shape {shape}: wrap it so that it observes something"
     if frame_stack > 1 and isinstance(observation, spaces.Discrete):
         return f"observes a number, and env.frame_stack={frame_stack} stacks arrays: use 1"
-    if not isinstance(action, (spaces.Discrete, spaces.Box)):
-        return f"acts by {_kind(action)}; only Discrete and Box actions are supported"
+    several = choices(action)
+    if not several and not isinstance(action, spaces.Box):
+        return f"acts by {_kind(action)}; Box, Discrete, MultiDiscrete and MultiBinary actions are supported"
+    if len(several) > 1 and (count := math.prod(several)) > MOST_ACTIONS:
+        return (
+            f"acts by {_kind(action)} of {count:,} combinations, and up to {MOST_ACTIONS:,} are numbered: offer fewer, "
+            "by a wrapper of yours in env.wrappers"
+        )
     if 0 in (action.shape or ()):
         return f"acts by a Box of shape {action.shape}, which leaves nothing to choose"
     if isinstance(action, spaces.Box):
@@ -138,7 +148,7 @@ def normalises(env: gym.Env) -> str | None:
         if not frozen and any(_estimates(owner, value) for value in [owner, *held]):
             return (
                 f"normalises by running statistics ({type(owner).__name__}), which checkpoints and further instances "
-                "do not share; the runner has no normalisation of its own yet: scale by constants, or freeze the "
+                "do not share: write normalize_observations=true or normalize_rewards=5 in its place, or freeze the "
                 "statistics (update_running_mean=False)"
             )
         objects += [value for value in held if _steps(value) and all(value is not known for known in objects)]

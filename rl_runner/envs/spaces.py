@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 
 SMALLEST = 7  # pixels on either side of an image
+MOST_ACTIONS = 10_000  # of combinations of several choices that are numbered
 
 
 class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
@@ -25,7 +26,7 @@ class Spec:
     obs_shape: tuple[int, ...]  # of one observation as the agent sees it, [K, *frame] when stacked; () if Discrete
     obs_dtype: torch.dtype  # float32, uint8, or int64 for Discrete observations
     num_states: int | None  # of Discrete observations
-    num_actions: int | None  # of Discrete actions, which the agent numbers from 0
+    num_actions: int | None  # of Discrete, MultiDiscrete and MultiBinary actions, which the agent numbers from 0
     action_dim: int | None  # of Box actions, flattened; the agent's lie in [-1, 1]
     frame_stack: int  # K; 1 is no stacking
     max_episode_steps: int | None
@@ -47,7 +48,7 @@ def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
         obs_shape=(frame_stack, *shape) if frame_stack > 1 else shape,
         obs_dtype=torch.from_numpy(np.empty(0, dtype)).dtype,
         num_states=int(observation.n) if isinstance(observation, spaces.Discrete) else None,
-        num_actions=int(action.n) if isinstance(action, spaces.Discrete) else None,
+        num_actions=None if isinstance(action, spaces.Box) else math.prod(choices(action)),
         action_dim=int(np.prod(action.shape)) if isinstance(action, spaces.Box) else None,
         frame_stack=frame_stack,
         max_episode_steps=env.spec.max_episode_steps if env.spec else None,
@@ -67,7 +68,15 @@ def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
     """The function from agent's actions, [B] int64 or [B, action_dim] in [-1, 1], to the environment's, [B, *shape]."""
     if isinstance(space, spaces.Discrete):
         return lambda action: action + space.start
-    assert isinstance(space, spaces.Box)
+    if not isinstance(space, spaces.Box):  # numbered like the elements of an array, the last choice counting fastest
+        several: Any = space
+        start = getattr(several, "start", np.zeros((), space.dtype))
+
+        def combine(action: np.ndarray) -> np.ndarray:
+            chosen = np.stack(np.unravel_index(action, choices(space)), axis=-1).reshape(len(action), *several.shape)
+            return (chosen + start).astype(several.dtype)
+
+        return combine
     low, high = (bound.ravel().astype(np.float64) for bound in (space.low, space.high))
     middle, half, dtype, shape = (high + low) / 2, (high - low) / 2, space.low.dtype, space.shape
     whole = dtype.kind in "biu"
@@ -82,6 +91,18 @@ def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
         return scaled.astype(dtype).reshape(len(action), *shape)
 
     return rescale
+
+
+def choices(space: spaces.Space[Any]) -> list[int]:
+    """How many values each part of a discrete action can have; none for other spaces."""
+    match space:
+        case spaces.Discrete():
+            return [int(space.n)]
+        case spaces.MultiDiscrete():
+            return [int(n) for n in space.nvec.ravel()]
+        case spaces.MultiBinary():
+            return [2] * math.prod(space.shape)
+    return []
 
 
 def flat(space: spaces.Space[Any]) -> spaces.Space[Any]:

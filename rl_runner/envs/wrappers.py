@@ -1,10 +1,15 @@
 """Wrappers that Gymnasium lacks; those for families of environments are named by their presets in configs/preset."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import FilterObservation
+
+from rl_runner.config.problems import did_you_mean
+from rl_runner.errors import UserError
 
 
 class ForgetLastAction(gym.Wrapper):
@@ -35,14 +40,23 @@ class OneHotGrid(gym.ObservationWrapper):
         return np.concatenate([observation[..., i, None] == np.arange(n) for i, n in enumerate(self.SIZES)], axis=-1)
 
 
+def observing(env: gym.Env, keys: Sequence[str]) -> gym.Env:
+    """The environment with these parts of its Dict observation alone, one by itself in its own shape."""
+    space = env.observation_space
+    known = list(space.spaces) if isinstance(space, spaces.Dict) else []
+    for key in keys:
+        if key not in known:
+            there = f"there are {', '.join(known)}" if known else "there is no Dict: leave it out"
+            raise UserError(f"env.observation_keys: no {key} is observed{did_you_mean(key, known) or f'; {there}'}")
+    return FilterObservation(env, keys) if len(keys) > 1 else Part(env, keys[0])
+
+
 class Part(gym.ObservationWrapper):
-    """One part of a Dict observation in its own shape: `key: image` for what an encoder shall read."""
+    """One part of a Dict observation, for `observing`."""
 
     def __init__(self, env: gym.Env, key: str):
         super().__init__(env)
         space: Any = env.observation_space
-        if not isinstance(space, spaces.Dict) or key not in space.spaces:
-            raise ValueError(f"there is no {key!r} in {space}")
         self.key, self.observation_space = key, space[key]
 
     def observation(self, observation: Any) -> Any:

@@ -59,7 +59,14 @@ class GymnasiumSource(ConfigSource):
             return ConfigResult(self.provider, self.full_path(), config, header={"package": "_global_"})
         env_id = config_path.removeprefix("env/").removesuffix(".yaml")
         config = OmegaConf.create(
-            {"id": env_id, "kwargs": {}, "max_episode_steps": None, "frame_stack": 1, "wrappers": []}
+            {
+                "id": env_id,
+                "kwargs": {},
+                "max_episode_steps": None,
+                "frame_stack": 1,
+                "observation_keys": None,
+                "wrappers": [],
+            }
         )
         return ConfigResult(self.provider, self.full_path(), config, header={"package": "env"})
 
