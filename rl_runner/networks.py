@@ -14,8 +14,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rl_runner.envs import Spec
-from rl_runner.wiring import names, wire
+from rl_runner.errors import UserError
+from rl_runner.layers import NORMS, BatchNorm, dropped, unit_norm_, widened
+from rl_runner.wiring import BelowOne, names, wire
 
+Norm = Literal["none", "layer", "batch"]
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "leaky_relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -41,11 +44,6 @@ class NetworkFactory(Protocol):
 
 # Products of fewer weights stay in float32 under autocast, which would not make them faster.
 FEWEST_IN_BFLOAT16 = 128 * 128
-
-
-def widened(x: Tensor) -> Tensor:
-    """float32 for bfloat16."""
-    return x.float() if x.dtype is torch.bfloat16 else x
 
 
 class Linear(nn.Module):
@@ -81,22 +79,13 @@ class Linear(nn.Module):
         return x @ self.weight + self.bias
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation with gain and bias `[*lead, 1, n]` (Ba et al. 2016)."""
-
-    def __init__(self, n: int, lead: tuple[int, ...] = ()):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(*lead, 1, n))
-        self.bias = nn.Parameter(torch.zeros(*lead, 1, n))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(widened(x), x.shape[-1:]) * self.weight + self.bias
-
-
 class MLP(nn.Module):
-    """A multilayer perceptron: affine, optional layer norm, activation, for each hidden layer; then an affine output.
+    """A multilayer perceptron: affine, maybe a norm, activation, for each hidden layer; then an affine output.
 
-    `hidden`: widths of the hidden layers. `layer_norm`: normalise before each activation.
+    `hidden`: widths of the hidden layers. `norm`: what normalises in each, before the activation or, with
+    `norm_after_activation`, behind it; `batch` normalises the inputs, too.
+    `dropout`: the share of units that are left out behind each affine map, for critics while they learn. `unit_norm`:
+    the weights of each hidden unit have the norm 1, at first and after each step.
     """
 
     def __init__(
@@ -108,14 +97,24 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
         hidden: Sequence[PositiveInt],
         activation: Activation,
-        layer_norm: bool,
+        norm: Norm = "none",
+        norm_after_activation: bool = False,
+        dropout: BelowOne = 0.0,
+        unit_norm: bool = False,
         outputs: int = 1,
     ):
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.norm_after_activation, self.dropout = outputs, norm_after_activation, dropout
         widths = [n_in, *hidden]
         self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
+        kind = NORMS.get(norm)
+        self.norms = nn.ModuleList(kind(n, lead) for n in hidden) if kind else None
+        self.input_norm = BatchNorm(n_in, lead) if kind is BatchNorm else None
+        if unit_norm and kind is None:
+            raise UserError("network.unit_norm=true: needs a norm behind each layer: add network.norm=batch or layer")
+        for layer in self.hidden if unit_norm else ():
+            layer.weight.unit_norm = True
+            unit_norm_(layer.weight)
         self.activation = ACTIVATIONS[activation]
         self.add_output(widths[-1], n_out, lead, generator)
 
@@ -123,15 +122,24 @@ class MLP(nn.Module):
         """The layer after the last hidden one."""
         self.output = Linear(n_in, n_out, lead, generator, exact=True)
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """The last hidden layer's activations."""
+    def trunk(self, x: Tensor, training: bool = False, seed: Tensor | None = None) -> Tensor:
+        """The last hidden layer's activations; with a seed, which decides of each unit, some are left out."""
+        if self.input_norm is not None:
+            x = self.input_norm(x, training)
         for i, layer in enumerate(self.hidden):
             x = layer(x)
-            x = self.activation(self.norms[i](x) if self.norms is not None else x)
+            if self.dropout and seed is not None:
+                x = dropped(x, self.dropout, seed + i)
+            if self.norms is None:
+                x = self.activation(x)
+            elif self.norm_after_activation:
+                x = self.norms[i](self.activation(x), training)
+            else:
+                x = self.activation(self.norms[i](x, training))
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.trunk(x))
+    def forward(self, x: Tensor, training: bool = False, seed: Tensor | None = None) -> Tensor:
+        return self.output(self.trunk(x, training, seed))
 
 
 class Dueling(MLP):
@@ -143,8 +151,8 @@ class Dueling(MLP):
         super().add_output(n_in, n_out, lead, generator)
         self.value = Linear(n_in, self.outputs, lead, generator, exact=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        trunk = self.trunk(x)
+    def forward(self, x: Tensor, training: bool = False, seed: Tensor | None = None) -> Tensor:
+        trunk = self.trunk(x, training, seed)
         advantage = self.output(trunk).unflatten(-1, (-1, self.outputs))
         return (self.value(trunk).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
 
@@ -153,7 +161,7 @@ class Net(nn.Module):
     """A configured network behind an encoder: observations `[B, *obs]`, maybe actions, to `[*lead, B, n_out]`.
 
     A network whose constructor names `spec` reads the observations as they are, and a critic's actions as a second
-    argument; one whose `forward` names `training` is told whether it learns.
+    argument; one whose `forward` names `training` is told whether it learns, one that names `seed` what its noise is.
     """
 
     def __init__(
@@ -172,7 +180,9 @@ class Net(nn.Module):
         sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead, "outputs": per_action}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
-        self.told = names(self.net.forward, "training")
+        self.told = [name for name in ("training", "seed") if names(self.net.forward, name)]
+        self.drops = isinstance(self.net, MLP) and self.net.dropout > 0
+        self.normalises_batches = any(isinstance(module, BatchNorm) for module in self.net.modules())
 
     def inputs(self, obs: Tensor, *action: Tensor) -> tuple[Tensor, ...]:
         """What the network is called with."""
@@ -181,10 +191,9 @@ class Net(nn.Module):
         features = self.encoder(obs)
         return (torch.cat([features, *action], dim=-1) if action else features,)
 
-    def output(self, *inputs: Tensor, training: bool) -> Tensor:
+    def output(self, *inputs: Tensor, **told: Any) -> Tensor:
         """The network's output for observations, and actions where it takes them."""
-        inputs = self.inputs(*inputs)
-        return widened(self.net(*inputs, training=training) if self.told else self.net(*inputs))
+        return widened(self.net(*self.inputs(*inputs), **{name: told[name] for name in self.told if name in told}))
 
 
 class QNetwork(Net):
@@ -208,8 +217,16 @@ class Critics(Net):
         assert spec.action_dim is not None
         super().__init__(spec, network, encoder, generator, outputs, spec.action_dim, lead=(size,))
 
-    def forward(self, obs: Tensor, action: Tensor, training: bool = False) -> Tensor:
-        return self.output(obs, action, training=training)
+    def forward(self, obs: Tensor, action: Tensor, training: bool = False, seed: Tensor | None = None) -> Tensor:
+        return self.output(obs, action, training=training, seed=seed)
+
+    def joint(
+        self, obs: Tensor, action: Tensor, next_obs: Tensor, next_action: Tensor, seed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Q(s, a), and Q(s', a') without gradient, `[E, B, K]` each, by one pass in training over both (CrossQ)."""
+        both = torch.cat([obs, next_obs]), torch.cat([action, next_action])
+        out, next_out = self(*both, training=True, seed=seed).chunk(2, dim=-2)
+        return out, next_out.detach()
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1(s, a) `[B, K]`, without computing the others."""

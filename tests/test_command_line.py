@@ -33,7 +33,10 @@ from rl_runner.saved_policy import film
 Command = Callable[..., Ended]
 Shown = Callable[..., list[str]]
 
-ALGOS = ("c51", "d4pg", "ddpg", "ddqn", "dqn", "q_learning", "qrdqn", "sac", "td3", "tqc")
+ALGOS = (
+    "c51", "crossq", "crossq_wide", "d4pg", "ddpg", "ddqn", "dqn", "droq", "q_learning", "qrdqn", "redq", "sac", "td3",
+    "tqc", "xqc", "xqc_small",
+)  # fmt: skip
 SCRIPT = str(Path(sys.executable).with_name("rl-runner"))
 FILES = [file for file in sorted(notes.CONFIGS.glob("*/**/*.yaml")) if "_target_: rl_runner" in file.read_text()]
 FILES += sorted((notes.CONFIGS / "optimizer").glob("*.yaml"))

@@ -17,7 +17,7 @@ from rl_runner.persistence import RESULT, checkpoint, read_json
 from rl_runner.run import build
 from rl_runner.train import train
 
-WIDE = functools.partial(MLP, hidden=[256, 256], layer_norm=False)
+WIDE = functools.partial(MLP, hidden=[256, 256], norm="none")
 RELU, SMOOTH = functools.partial(WIDE, activation="relu"), functools.partial(WIDE, activation="silu")
 ADAM, SGD = functools.partial(torch.optim.Adam, lr=1e-3), functools.partial(torch.optim.SGD, lr=1e-3)
 HERE = machine.available("bfloat16", torch.device("cpu")) == "bfloat16"
@@ -115,7 +115,7 @@ def test_a_thousand_updates_tell_the_same(configure: Any, name: str) -> None:
 @needs_bfloat16
 def test_only_wide_products_are_rounded() -> None:
     seen: dict[str, torch.dtype] = {}
-    net = RELU(n_in=3, n_out=2, layer_norm=True, generator=torch.Generator().manual_seed(0))
+    net = RELU(n_in=3, n_out=2, norm="layer", generator=torch.Generator().manual_seed(0))
     for name, module in net.named_modules():
         module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.dtype}))
     call = accelerate.in_bfloat16(net, torch.device("cpu"))
@@ -124,7 +124,7 @@ def test_only_wide_products_are_rounded() -> None:
 
 
 def test_narrow_gradients_are_those_of_float32(make_agent: Any) -> None:
-    narrow = functools.partial(MLP, hidden=[100, 100], layer_norm=False, activation="relu")
+    narrow = functools.partial(MLP, hidden=[100, 100], norm="none", activation="relu")
     learnt = []
     for precision in ("highest", "bfloat16"):
         agent = make_agent("sac", network=narrow, optimizer=ADAM, batch_size=64)

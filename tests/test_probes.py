@@ -13,7 +13,22 @@ from rl_runner import accelerate
 from rl_runner.run import build
 from rl_runner.train import Run, train
 
-AGENTS = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc")
+AGENTS = (
+    "q_learning",
+    "dqn",
+    "ddqn",
+    "c51",
+    "qrdqn",
+    "ddpg",
+    "d4pg",
+    "td3",
+    "sac",
+    "tqc",
+    "crossq",
+    "xqc_small",
+    "redq",
+    "droq",
+)
 DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn")
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
@@ -29,6 +44,10 @@ WORDS = {
     "td3": (*DEEP, "algo.noise_scale=0.5"),
     "sac": (*DEEP, "algo.alpha=1e-3"),  # entropy adds next to nothing to the values
     "tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
+    "crossq": (*DEEP, "algo.alpha=1e-3"),
+    "xqc_small": (*DEEP, "actor_network.hidden=[16]", "critic_network.hidden=[16]", "algo.alpha=1e-3", *BOUNDS),
+    "redq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
+    "droq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
 }
 
 

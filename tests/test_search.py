@@ -279,7 +279,11 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
     assert "What being among the best of 3 trials depends on" in page
 
 
-@pytest.mark.parametrize("algo", ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc"])
+ALGOS = ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "ddpg", "d4pg", "td3", "sac", "tqc"]
+ALGOS += ["crossq", "crossq_wide", "xqc", "xqc_small", "redq", "droq"]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
 def test_every_algorithm_has_a_sound_space(rl_runner: Callable[..., Ended], tmp_path: Path, algo: str) -> None:
     discrete = dict.fromkeys(("dqn", "ddqn", "c51", "qrdqn"), "CartPole-v1")
     env = ({"q_learning": "FrozenLake-v1"} | discrete).get(algo, "Pendulum-v1")

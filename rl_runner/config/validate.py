@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rl_runner.config.schema import Config, Parsed
 from rl_runner.config.targets import PARTS
 from rl_runner.errors import UserError
-from rl_runner.wiring import wire
+from rl_runner.wiring import names, wire
 
 if TYPE_CHECKING:
     from rl_runner.envs import Spec
@@ -36,7 +36,7 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         problems += unfit
     if config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
-        problems += _value_problems(config, parsed.targets)
+        problems += _value_problems(config, parsed.targets) + _network_problems(config, parsed.targets)
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
@@ -147,6 +147,37 @@ def _value_problems(config: Config, targets: Targets) -> list[str]:
     if getattr(targets.get("algo"), "actions", None) == "discrete" and getattr(value, "drop", None) is not None:
         problems.append(f"value.drop={value.drop}: is for algorithms with critics; use value.drop=null")
     return problems
+
+
+def _network_problems(config: Config, targets: Targets) -> list[str]:
+    """What our networks refuse, by themselves or for what the algorithm does with them."""
+    import torch
+
+    algo, problems = targets["algo"], []
+    learns_with_seeds = names(getattr(algo, "learn", algo), "seeds")
+    if (part := config.algo.get("target_of") or 0) > (critics := config.algo.get("critics", 2)):
+        problems.append(f"algo.target_of={part}: there are {critics} critics: use algo.critics={part} or more")
+    for name in ("network", "actor_network", "critic_network"):
+        make, own = config.factory(name), getattr(config, name)
+        if not names(algo, name) or not make.func.__module__.startswith("rl_runner."):
+            continue
+        place = {key: name if key in own else "network" for key in make.keywords}
+        try:
+            with torch.device("meta"):
+                wire(make, {"n_in": 1, "n_out": 1})
+        except UserError as error:
+            key = str(error).partition("=")[0].removeprefix("network.")
+            problems.append(str(error).replace("network.", f"{place[key]}."))
+        if make.keywords.get("norm") == "batch" and config.algo.get("batch_size") == 1:
+            line = "a batch of one has no variance: use algo.batch_size=256, or "
+            problems.append(f"algo.batch_size=1: {line}{place['norm']}.norm=layer")
+        if rate := make.keywords.get("dropout"):
+            where = f"{place['dropout']}.dropout={rate:g}"
+            if not learns_with_seeds:
+                problems.append(f"{where}: {algo.__name__} leaves no units out: use {place['dropout']}.dropout=0")
+            elif name != "critic_network":
+                problems.append(f"{where}: is for critics alone: use critic_network.dropout={rate:g}")
+    return list(dict.fromkeys(problems))
 
 
 def _size_problems(config: Config) -> list[str]:
