@@ -263,7 +263,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("policy_kwargs.net_arch=[64,64]", ["policy_kwargs: no such key; here it is network.hidden"]),
         ("algo.ent_coef=auto", ["algo.ent_coef: no such key; here it is algo.alpha"]),
         (
-            "target_update_interval=9",
+            "algo=td3 target_update_interval=9",
             ["target_update_interval: no such key; here it is algo.target_every, which this algo does not have"],
         ),
         ("env_id=CartPole-v1", ["env_id: no such key; here it is env"]),

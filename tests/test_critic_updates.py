@@ -82,6 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mean of all, first climbed": {"critics": 3, "target_reduce": "mean", "actor_reduce": "first"},
     "mean of two distributions": {"critics": 3, "target_reduce": "mean", "target_of": 2, "head": Mixture()},
     "mean of quantiles": {"target_reduce": "mean", "head": Pool(1)},
+    "targets copied every other step": {"target_update": "hard", "target_every": 2},
     "no targets": {"target_update": "none", "network": functools.partial(NETWORK, norm="layer"), "alpha": 0.2},
 }  # fmt: skip
 
@@ -211,6 +212,8 @@ def test_sac(make_agent: Any, case: dict[str, Any]) -> None:
     for update in range(1, 4):
         batch = batch_of(update, discrete=False)
         metrics, td_error = agent.update(batch, update)
+        if "target_every" in options and update == 2:
+            p["target_critics"] = p["critics"]
         next_noise, noise, _, subset, seeds = recorded[-1]
         seeds = [None] * 3 if seeds is None else seeds.tolist()
 
@@ -260,7 +263,9 @@ def test_sac(make_agent: Any, case: dict[str, Any]) -> None:
                 J = average([-alpha * (one.item() + H0) for one in log_prob])
                 wanted["losses/alpha_loss"] = J
                 alpha = math.exp(math.log(alpha) - 0.1 * J)
-        if targets:
+        if "target_every" in options:
+            pass
+        elif targets:
             p["target_critics"] = follow(p["target_critics"], p["critics"], 0.3)
         else:
             p["target_critics"], s["target_critics"] = p["critics"], s["critics"]

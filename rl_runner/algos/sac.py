@@ -29,8 +29,8 @@ class SAC:
     `log_std_max`: bounds of log σ. `max_grad_norm`: clip actor and critic gradients.
     `critics`: how many. The target is the lowest of `target_of` of them, drawn anew for each update (null: of all), or
     their mean (`target_reduce`); the actor climbs the lowest of all, their mean or the first (`actor_reduce`).
-    `target_update`: target critics follow by `tau`, or there are none. `policy_delay`: actor and temperature learn at
-    every so many updates.
+    `target_update`: target critics follow by `tau`, are copied every `target_every` environment steps, or there are
+    none. `policy_delay`: actor and temperature learn at every so many updates.
     """
 
     actions = "continuous"
@@ -47,6 +47,7 @@ class SAC:
         "behaviour",
         "sampling",
         "updates",
+        "copies",
     )
 
     def __init__(
@@ -75,13 +76,14 @@ class SAC:
         target_of: PositiveInt | None = None,
         target_reduce: Literal["min", "mean"] = "min",
         actor_reduce: Literal["min", "mean", "first"] = "min",
-        target_update: Literal["polyak", "none"] = "polyak",
+        target_update: Literal["polyak", "hard", "none"] = "polyak",
+        target_every: PositiveInt = 1_000,
         policy_delay: PositiveInt = 1,
         target_entropy_per_dim: FiniteFloat = -1.0,
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
-        self.tau, self.max_grad_norm, self.actor_reduce = tau, max_grad_norm, actor_reduce
+        self.max_grad_norm, self.actor_reduce = max_grad_norm, actor_reduce
         self.policy_delay, self.updates = policy_delay, 0
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
@@ -93,7 +95,8 @@ class SAC:
         features = wire(encoder, {"spec": spec, "generator": init})
         self.actor = GaussianActor(spec, actor_network, Shared(features), init, (log_std_min, log_std_max)).to(device)
         self.critics = Critics(spec, critic_network, features, self.value.outputs, critics, init).to(device)
-        self.has_targets = target_update == "polyak"
+        self.has_targets, self.target_every = target_update != "none", target_every
+        self.tau, self.copies = tau if target_update == "polyak" else None, 0
         self.target_critics = deepcopy(self.critics).requires_grad_(False) if self.has_targets else self.critics
         if not self.has_targets:
             self.PARTS = tuple(name for name in self.PARTS if name != "target_critics")
@@ -139,6 +142,9 @@ class SAC:
 
     def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One step of critics and targets, at times of actor and temperature; metrics and |δ| `[B]`."""
+        if self.has_targets and self.tau is None and step // self.target_every > self.copies:
+            self.copies = step // self.target_every
+            self.targets.copy()
         self.updates += 1
         draw: Any = {"generator": self.sampling, "device": self.device}
         next_noise, noise = torch.randn(2, self.batch_size, self.action_dim, **draw)
@@ -189,7 +195,7 @@ class SAC:
                 minimize(alpha_loss, self.alpha_optimizer)
                 metrics["losses/alpha_loss"] = alpha_loss.detach()
 
-        if self.has_targets:
+        if self.tau is not None:
             self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)
