@@ -106,14 +106,15 @@ class MLP(nn.Module):
         super().__init__()
         self.outputs, self.norm_after_activation, self.dropout = outputs, norm_after_activation, dropout
         widths = [n_in, *hidden]
-        self.hidden = nn.ModuleList(Linear(i, o, lead, generator) for i, o in pairwise(widths))
+        layers = [Linear(i, o, lead, generator) for i, o in pairwise(widths)]
+        self.hidden = nn.ModuleList(layers)
         kind = NORMS.get(norm)
         self.norms = nn.ModuleList(kind(n, lead) for n in hidden) if kind else None
         self.input_norm = BatchNorm(n_in, lead) if kind is BatchNorm else None
         if unit_norm and kind is None:
             raise UserError("network.unit_norm=true: needs a norm behind each layer: add network.norm=batch or layer")
-        for layer in self.hidden if unit_norm else ():
-            layer.weight.unit_norm = True
+        for layer in layers if unit_norm else ():
+            layer.weight.unit_norm = True  # type: ignore[attr-defined] # `build` looks for it
             unit_norm_(layer.weight)
         self.activation = ACTIVATIONS[activation]
         self.add_output(widths[-1], n_out, lead, generator)

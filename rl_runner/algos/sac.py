@@ -36,7 +36,7 @@ class SAC:
     actions = "continuous"
     observations = "any"
     stochastic = True
-    PARTS = (
+    PARTS: tuple[str, ...] = (
         "actor",
         "critics",
         "target_critics",
