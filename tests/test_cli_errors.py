@@ -234,14 +234,14 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("~algo.tua", ["algo.tua: no such key; did you mean algo.tau?"]),
         ("seed=range(1,3)", ["seed=range(1,3): several values: add -m to sweep over them"]),
         ("-m seed=range(3,1)", ["seed=range(3,1): matches nothing, so there would be no job"]),
-        ("-m algo=glob(x*)", ["algo=glob(x*): matches nothing, so there would be no job"]),
+        ("-m algo=glob(y*)", ["algo=glob(y*): matches nothing, so there would be no job"]),
         ("-m seed=glob(*)", ["seed=glob(*): matches nothing, so there would be no job"]),
         (
             "-m algo=glob([d]*) env=CartPole-v1",
             ["algo=glob([d]*): the pattern is not understood; quote it, as in \"algo=glob('[a-c]*')\""],
         ),
         (
-            "-m algo=glob(*,exclude=[q*,d[qr4]*,ddqn,c*,tqc,r*,x*]) env=CartPole-v1",
+            "-m algo=glob(*,exclude=[q*,dqn,ddqn,droq,d4pg,c*,tqc,redq,xqc*]) env=CartPole-v1",
             [
                 f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn or ddqn"
                 for algo in ("DDPG", "SAC", "TD3")

@@ -153,7 +153,9 @@ def _network_problems(config: Config, targets: Targets) -> list[str]:
     """What our networks refuse, by themselves or for what the algorithm does with them."""
     import torch
 
-    algo, problems = targets["algo"], []
+    if (algo := targets.get("algo")) is None:
+        return []
+    problems = []
     learns_with_seeds = names(getattr(algo, "learn", algo), "seeds")
     if (part := config.algo.get("target_of") or 0) > (critics := config.algo.get("critics", 2)):
         problems.append(f"algo.target_of={part}: there are {critics} critics: use algo.critics={part} or more")
