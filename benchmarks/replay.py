@@ -160,7 +160,7 @@ def sac() -> SAC:
     keys |= {"actor_lr": None, "alpha_lr": None, "log_std_min": -5.0, "log_std_max": 2.0, "batch_size": BATCH}
     return SAC(
         spec=SPEC,
-        network=lambda **sizes: MLP(hidden=[256, 256], activation="relu", layer_norm=False, **sizes),
+        network=lambda **sizes: MLP(hidden=[256, 256], activation="relu", norm="none", **sizes),
         optimizer=lambda params: torch.optim.Adam(params, lr=3e-4),
         seed=0,
         device="cpu",

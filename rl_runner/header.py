@@ -166,8 +166,8 @@ def num_parameters(agent: Any) -> int:
 
 
 def modules(agent: Any) -> list[nn.Module]:
-    """The agent's networks."""
-    return [value for value in vars(agent).values() if isinstance(value, nn.Module)]
+    """The agent's networks, each once."""
+    return list(dict.fromkeys(value for value in vars(agent).values() if isinstance(value, nn.Module)))
 
 
 def _wrapped(line: str) -> str:

@@ -50,10 +50,10 @@ def deterministic_actor_loss(q: Tensor) -> Tensor:
 def soft_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor | float, reduce: str = "min") -> Tensor:
     """mean[α log π(ã|s) - min_i Q_i(s, ã)]; `[E, B]` and `[B]` to a scalar (Haarnoja et al. 2018, eq. 9).
 
-    `reduce`: `mean` takes mean_i Q_i in place of the minimum (TQC, REDQ).
+    `reduce`: `mean` takes mean_i Q_i in place of the minimum (TQC, REDQ), `first` Q_1 (TD3).
     """
     assert q.shape[-1:] == log_prob.shape[-1:]
-    value = q.mean(dim=-2) if reduce == "mean" else clipped_double_value(q)
+    value = clipped_double_value(q) if reduce == "min" else q.mean(dim=-2) if reduce == "mean" else q.select(-2, 0)
     return (alpha * log_prob - value).mean(dim=-1).sum()
 
 

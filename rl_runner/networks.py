@@ -14,8 +14,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rl_runner.envs import Spec
-from rl_runner.wiring import names, wire
+from rl_runner.errors import UserError
+from rl_runner.layers import NORMS, BatchNorm, Linear, dropped, unit_norm_, widened
+from rl_runner.wiring import BelowOne, names, wire
 
+Norm = Literal["none", "layer", "batch"]
 Activation = Literal["relu", "tanh", "silu", "gelu", "elu", "leaky_relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -39,78 +42,14 @@ class NetworkFactory(Protocol):
         """
 
 
-# Products of fewer weights stay in float32 under autocast, which would not make them faster.
-FEWEST_IN_BFLOAT16 = 128 * 128
-
-
-def widened(x: Tensor) -> Tensor:
-    """float32 for bfloat16."""
-    return x.float() if x.dtype is torch.bfloat16 else x
-
-
-class Linear(nn.Module):
-    """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in).
-
-    `exact`: whatever the precision, the product is of float32, as for values and actions. `noisy`: σ₀ of factorised
-    noise (Fortunato et al. 2018): both have learned deviations, σ₀/√in at first, and a forward pass with noise
-    `[in + out]` is of W + σ f(ε_in) f(ε_out)ᵀ and b + σ f(ε_out), f(x) = sgn(x)√|x|; one without is of W and b.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        lead: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        exact: bool = False,
-        noisy: float | None = None,
-    ):
-        super().__init__()
-        bound = n_in**-0.5
-        self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
-        self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
-        self.autocast = not exact and n_in * n_out >= FEWEST_IN_BFLOAT16
-        self.n_noise = n_in + n_out if noisy else 0
-        if noisy:
-            self.weight_std = nn.Parameter(torch.full_like(self.weight, noisy * bound))
-            self.bias_std = nn.Parameter(torch.full_like(self.bias, noisy * bound))
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        if self.autocast or not torch.is_autocast_enabled(x.device.type):
-            return self.affine(x, noise)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.affine(widened(x), noise)
-
-    def affine(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        """x W + b."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if noise is not None:
-            noise = noise.sign() * noise.abs().sqrt()
-            rows, columns = noise[..., : weight.shape[-2], None], noise[..., None, weight.shape[-2] :]
-            weight, bias = weight + self.weight_std * rows * columns, bias + self.bias_std * columns
-        if weight.dim() == 2 and x.dim() == 2:
-            return torch.addmm(bias, x, weight)
-        return x @ weight + bias
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation with gain and bias `[*lead, 1, n]` (Ba et al. 2016)."""
-
-    def __init__(self, n: int, lead: tuple[int, ...] = ()):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(*lead, 1, n))
-        self.bias = nn.Parameter(torch.zeros(*lead, 1, n))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(widened(x), x.shape[-1:]) * self.weight + self.bias
-
-
 class MLP(nn.Module):
-    """A multilayer perceptron: affine, optional layer norm, activation, for each hidden layer; then an affine output.
+    """A multilayer perceptron: affine, maybe a norm, activation, for each hidden layer; then an affine output.
 
-    `hidden`: widths of the hidden layers. `layer_norm`: normalise before each activation. `noisy`: σ₀ of noise in every
-    layer, which explores in place of ε (Fortunato et al. 2018: 0.5).
+    `hidden`: widths of the hidden layers. `norm`: what normalises in each, before the activation or, with
+    `norm_after_activation`, behind it; `batch` normalises the inputs, too.
+    `dropout`: the share of units that are left out behind each affine map, for critics while they learn. `unit_norm`:
+    the weights of each hidden unit have the norm 1, at first and after each step. `noisy`: σ₀ of noise in every layer,
+    which explores in place of ε (Fortunato et al. 2018: 0.5).
     """
 
     def __init__(
@@ -122,15 +61,27 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
         hidden: Sequence[PositiveInt],
         activation: Activation,
-        layer_norm: bool,
+        norm: Norm = "none",
+        norm_after_activation: bool = False,
+        dropout: BelowOne = 0.0,
+        unit_norm: bool = False,
         outputs: int = 1,
         noisy: PositiveFloat | None = None,
     ):
         super().__init__()
         self.outputs, self.noisy = outputs, noisy
+        self.norm_after_activation, self.dropout = norm_after_activation, dropout
         widths = [n_in, *hidden]
-        self.hidden = nn.ModuleList(Linear(i, o, lead, generator, noisy=noisy) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(LayerNorm(n, lead) for n in hidden) if layer_norm else None
+        layers = [Linear(i, o, lead, generator, noisy=noisy) for i, o in pairwise(widths)]
+        self.hidden = nn.ModuleList(layers)
+        kind = NORMS.get(norm)
+        self.norms = nn.ModuleList(kind(n, lead) for n in hidden) if kind else None
+        self.input_norm = BatchNorm(n_in, lead) if kind is BatchNorm else None
+        if unit_norm and kind is None:
+            raise UserError("network.unit_norm=true: needs a norm behind each layer: add network.norm=batch or layer")
+        for layer in layers if unit_norm else ():
+            layer.weight.unit_norm = True  # type: ignore[attr-defined] # `build` looks for it
+            unit_norm_(layer.weight)
         self.activation = ACTIVATIONS[activation]
         self.add_output(widths[-1], n_out, lead, generator)
         self.noise_sizes = [layer.n_noise for layer in self.modules() if isinstance(layer, Linear)]
@@ -144,15 +95,28 @@ class MLP(nn.Module):
         """The noise of each layer, from the first to the last, of the whole network's `[n_noise]`."""
         return [None] * len(self.noise_sizes) if noise is None else noise.split(self.noise_sizes, dim=-1)
 
-    def trunk(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The last hidden layer's activations."""
+    def trunk(
+        self, x: Tensor, training: bool = False, seed: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """The last hidden layer's activations; with a seed, which decides of each unit, some are left out."""
+        if self.input_norm is not None:
+            x = self.input_norm(x, training)
         for i, (layer, part) in enumerate(zip(self.hidden, self.parts(noise), strict=False)):
             x = layer(x, part)
-            x = self.activation(self.norms[i](x) if self.norms is not None else x)
+            if self.dropout and seed is not None:
+                x = dropped(x, self.dropout, seed + i)
+            if self.norms is None:
+                x = self.activation(x)
+            elif self.norm_after_activation:
+                x = self.norms[i](self.activation(x), training)
+            else:
+                x = self.activation(self.norms[i](x, training))
         return x
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.output(self.trunk(x, noise), self.parts(noise)[len(self.hidden)])
+    def forward(
+        self, x: Tensor, training: bool = False, seed: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        return self.output(self.trunk(x, training, seed, noise), self.parts(noise)[len(self.hidden)])
 
 
 class Dueling(MLP):
@@ -164,8 +128,10 @@ class Dueling(MLP):
         super().add_output(n_in, n_out, lead, generator)
         self.value = Linear(n_in, self.outputs, lead, generator, exact=True, noisy=self.noisy)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        trunk, parts = self.trunk(x, noise), self.parts(noise)
+    def forward(
+        self, x: Tensor, training: bool = False, seed: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        trunk, parts = self.trunk(x, training, seed, noise), self.parts(noise)
         advantage = self.output(trunk, parts[-2]).unflatten(-1, (-1, self.outputs))
         return (self.value(trunk, parts[-1]).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)).flatten(-2)
 
@@ -174,8 +140,8 @@ class Net(nn.Module):
     """A configured network behind an encoder: observations `[B, *obs]`, maybe actions, to `[*lead, B, n_out]`.
 
     A network whose constructor names `spec` reads the observations as they are, and a critic's actions as a second
-    argument; one whose `forward` names `training` is told whether it learns. One with an `n_noise` takes so many
-    standard normal numbers as `noise`, or None for none.
+    argument; one whose `forward` names `training` is told whether it learns, one that names `seed` what its dropout is.
+    One with an `n_noise` takes so many standard normal numbers as `noise`, or None for none.
     """
 
     def __init__(
@@ -194,7 +160,9 @@ class Net(nn.Module):
         sizes = {"n_in": encoder.n_out + n_action, "n_out": outputs, "lead": lead, "outputs": per_action}
         self.net = wire(network, {**sizes, "generator": generator, "spec": spec})
         self.net.eval()  # whether it learns is an argument here, never a mode
-        self.told = names(self.net.forward, "training")
+        self.told = [name for name in ("training", "seed", "noise") if names(self.net.forward, name)]
+        self.drops = isinstance(self.net, MLP) and self.net.dropout > 0
+        self.normalises_batches = any(isinstance(module, BatchNorm) for module in self.net.modules())
         self.n_noise: int = getattr(self.net, "n_noise", 0)
 
     def inputs(self, obs: Tensor, *action: Tensor) -> tuple[Tensor, ...]:
@@ -204,12 +172,9 @@ class Net(nn.Module):
         features = self.encoder(obs)
         return (torch.cat([features, *action], dim=-1) if action else features,)
 
-    def output(self, *inputs: Tensor, training: bool, noise: Tensor | None = None) -> Tensor:
+    def output(self, *inputs: Tensor, **told: Any) -> Tensor:
         """The network's output for observations, and actions where it takes them."""
-        told: dict[str, Any] = {"training": training} if self.told else {}
-        if noise is not None:
-            told["noise"] = noise
-        return widened(self.net(*self.inputs(*inputs), **told))
+        return widened(self.net(*self.inputs(*inputs), **{name: told[name] for name in self.told if name in told}))
 
 
 class QNetwork(Net):
@@ -244,8 +209,16 @@ class Critics(Net):
         assert spec.action_dim is not None
         super().__init__(spec, network, encoder, generator, outputs, spec.action_dim, lead=(size,))
 
-    def forward(self, obs: Tensor, action: Tensor, training: bool = False) -> Tensor:
-        return self.output(obs, action, training=training)
+    def forward(self, obs: Tensor, action: Tensor, training: bool = False, seed: Tensor | None = None) -> Tensor:
+        return self.output(obs, action, training=training, seed=seed)
+
+    def joint(
+        self, obs: Tensor, action: Tensor, next_obs: Tensor, next_action: Tensor, seed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Q(s, a), and Q(s', a') without gradient, `[E, B, K]` each, by one pass in training over both (CrossQ)."""
+        both = torch.cat([obs, next_obs]), torch.cat([action, next_action])
+        out, next_out = self(*both, training=True, seed=seed).chunk(2, dim=-2)
+        return out, next_out.detach()
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1(s, a) `[B, K]`, without computing the others."""

@@ -11,6 +11,8 @@ from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
+from rl_runner.layers import unit_norm_
+
 OptimizerFactory = Callable[..., Optimizer]
 # PyTorch imports its compiler, two seconds, to have it pass over this method, which every constructor calls.
 Optimizer.add_param_group = inspect.unwrap(Optimizer.add_param_group)  # type: ignore[method-assign]
@@ -18,7 +20,8 @@ Optimizer.add_param_group = inspect.unwrap(Optimizer.add_param_group)  # type: i
 
 def build(factory: OptimizerFactory, params: Iterable[Any]) -> Optimizer:
     """The configured optimizer over tensors or PyTorch's groups of them, its state allocated."""
-    optimizer = factory(params=list(params))
+    optimizer: Any = factory(params=list(params))
+    optimizer.of_unit_norm = [p for p in parameters(optimizer) if getattr(p, "unit_norm", False)]
     if traceable(optimizer):
         for p in parameters(optimizer):
             optimizer.state[p].update(initial_state(optimizer, p))
@@ -81,19 +84,22 @@ def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) 
         grads = tuple(g * scale for g in grads)
     with torch.no_grad():
         apply(optimizer, grads)
+        for weight in getattr(optimizer, "of_unit_norm", ()):
+            unit_norm_(weight)
     return norm
 
 
 class Targets:
     """Target networks beside those that they follow, their tensors found once: walking through modules takes longer.
 
-    Buffers, which a network may replace, are looked up by their owners.
+    Buffers, which a network may replace, are looked up by their owners; not without `statistics`.
     """
 
-    def __init__(self, *pairs: tuple[nn.Module, nn.Module]):
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module], statistics: bool = True):
         self.targets: list[Tensor] = [p for target, _ in pairs for p in target.parameters()]
         self.online: list[Tensor] = [p for _, online in pairs for p in online.parameters()]
-        owners = [owned for pair in pairs for owned in zip(*(module.modules() for module in pair), strict=True)]
+        followed = pairs if statistics else ()
+        owners = [owned for pair in followed for owned in zip(*(module.modules() for module in pair), strict=True)]
         self.buffers = [(*owned, name) for owned in owners for name, _ in owned[0].named_buffers(recurse=False)]
 
     @torch.no_grad()

@@ -22,6 +22,9 @@ class Value(Protocol):
     def pessimistic(self, out: Tensor) -> Tensor:
         """The lowest of an ensemble's opinions, `[E, B, K]` to `[B, ...]`, for `target`."""
 
+    def average(self, out: Tensor) -> Tensor:
+        """The mean of an ensemble's opinions, of distributions their mixture, `[E, B, K]` to `[B, ...]`."""
+
     def target(self, reward: Tensor, discount: Tensor, next_out: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
         """What r + discount (V(s') + bonus) is to this head; reward and discount `[B]`, next_out `[B, ...]`."""
 
@@ -48,6 +51,9 @@ class Scalar:
 
     def pessimistic(self, out: Tensor) -> Tensor:
         return losses.clipped_double_value(self.mean(out)).unsqueeze(-1)
+
+    def average(self, out: Tensor) -> Tensor:
+        return out.mean(dim=-3)
 
     def target(self, reward: Tensor, discount: Tensor, next_out: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
         return losses.td_target(reward, discount, self.mean(next_out) + bonus)
@@ -92,6 +98,9 @@ class Categorical:
     def pessimistic(self, out: Tensor) -> Tensor:
         return losses.min_by_mean(out, self.mean(out))
 
+    def average(self, out: Tensor) -> Tensor:
+        return out.log_softmax(dim=-1).logsumexp(dim=-3)
+
     def target(self, reward: Tensor, discount: Tensor, next_out: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
         return losses.project(next_out.softmax(dim=-1), reward + discount * bonus, discount, self.support(next_out))
 
@@ -126,6 +135,9 @@ class Quantile:
 
     def pessimistic(self, out: Tensor) -> Tensor:
         return losses.min_by_mean(out, self.mean(out)) if self.drop is None else losses.truncate(out, self.drop)
+
+    def average(self, out: Tensor) -> Tensor:
+        return losses.truncate(out, 0)
 
     def target(self, reward: Tensor, discount: Tensor, next_out: Tensor, bonus: Tensor | float = 0.0) -> Tensor:
         return (reward + discount * bonus).unsqueeze(-1) + discount.unsqueeze(-1) * next_out

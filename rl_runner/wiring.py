@@ -9,6 +9,7 @@ from pydantic import Field
 
 # Ranges that pydantic has no name for; the config is validated against them.
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 AboveOne = Annotated[float, Field(gt=1)]
 

@@ -53,7 +53,7 @@ def make_agent() -> Callable[..., Any]:
     def make(name: str, **keys: Any) -> Any:
         """`network`, `optimizer`: of every part; `actor_lr`, `alpha_lr`: other learning rates for these."""
         target, defaults = AGENTS[name]
-        network = keys.pop("network", functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False))
+        network = keys.pop("network", functools.partial(MLP, hidden=[7, 6], activation="relu", norm="none"))
         optimizer = keys.pop("optimizer", functools.partial(torch.optim.SGD, lr=0.1))
         parts: dict[str, Any] = {"encoder": Flat, "value": Scalar, "network": network}
         for part in ("", "actor_", "critic_", "alpha_"):

@@ -21,9 +21,12 @@ from rl_runner.train import train
 from rl_runner.values import Categorical, Quantile
 
 UPDATES = 50
-NETWORK = functools.partial(MLP, hidden=[8], activation="relu", layer_norm=False)
-NOISY = functools.partial(Dueling, hidden=[8], activation="relu", layer_norm=False, noisy=0.5)
-DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", layer_norm=True)
+NETWORK = functools.partial(MLP, hidden=[8], activation="relu", norm="none")
+NOISY = functools.partial(Dueling, hidden=[8], activation="relu", norm="none", noisy=0.5)
+DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", norm="layer")
+CROSSQ = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", norm_after_activation=True)
+XQC = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", unit_norm=True)
+DROQ = functools.partial(MLP, hidden=[8], activation="relu", norm="layer", dropout=0.2)
 CATEGORICAL = functools.partial(Categorical, atoms=7, v_min=-3, v_max=3)
 QUANTILE = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=1)
 MIN_BY_MEAN = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=None)
@@ -54,6 +57,17 @@ CASES = [
         "dqn", {"munchausen": 0.9, "network": NOISY, "value": MIN_BY_MEAN, "temperature": 0.3}, PRIORITIZED,
         id="munchausen-noisy-quantile", marks=SLOW,
     ),
+    pytest.param("sac", {"network": CROSSQ, "target_update": "none", "policy_delay": 3}, {}, id="crossq"),
+    pytest.param("sac", {"critic_network": DROQ, "critics": 3, "target_of": 2, "policy_delay": 2}, {}, id="redq-droq"),
+    pytest.param(
+        "sac", {"network": XQC, "value": CATEGORICAL, "target_reduce": "mean", "policy_delay": 2}, PRIORITIZED,
+        id="xqc", marks=SLOW,
+    ),
+    pytest.param(
+        "sac", {"value": QUANTILE, "target_reduce": "mean", "actor_reduce": "first"}, {}, id="sac-mean", marks=SLOW
+    ),
+    pytest.param("td3", {"network": CROSSQ}, {}, id="td3-batch-norm", marks=SLOW),
+    pytest.param("dqn", {"network": XQC}, {}, id="dqn-batch-norm", marks=SLOW),
     pytest.param("ddpg", {"value": CATEGORICAL}, PRIORITIZED, id="d4pg", marks=SLOW),
     pytest.param("dqn", {"value": MIN_BY_MEAN}, {}, id="qrdqn", marks=SLOW),
     pytest.param("td3", {"value": MIN_BY_MEAN, "actor_objective": "min"}, {}, id="td3-quantile", marks=SLOW),

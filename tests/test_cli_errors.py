@@ -128,6 +128,30 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["algo.huber=true: is for value=scalar; use algo.huber=false"],
         ),
         ("algo=tqc algo.critics=0", ["algo.critics=0: must be greater than 0"]),
+        ("algo.target_of=3", ["algo.target_of=3: there are 2 critics: use algo.critics=3 or more"]),
+        ("algo=redq algo.target_of=11", ["algo.target_of=11: there are 10 critics: use algo.critics=11 or more"]),
+        ("network.norm=batched", ["network.norm=batched: must be 'none', 'layer' or 'batch'"]),
+        *(
+            (words, [f"algo.batch_size=1: a batch of one has no variance: use algo.batch_size=256, or {key}=layer"])
+            for words, key in (
+                ("algo=crossq algo.batch_size=1", "network.norm"),
+                ("critic_network.norm=batch algo.batch_size=1", "critic_network.norm"),
+                ("algo=dqn env=CartPole-v1 network.norm=batch algo.batch_size=1 tuned=none", "network.norm"),
+            )
+        ),
+        *(
+            (
+                f"{key}.unit_norm=true",
+                [f"{key}.unit_norm=true: needs a norm behind each layer: add {key}.norm=batch or layer"],
+            )
+            for key in ("network", "critic_network", "actor_network")
+        ),
+        ("critic_network.dropout=1", ["critic_network.dropout=1: must be less than 1"]),
+        ("network.dropout=0.1", ["network.dropout=0.1: is for critics alone: use critic_network.dropout=0.1"]),
+        (
+            "algo=td3 network.dropout=0.1",
+            ["network.dropout=0.1: TD3 leaves no units out: use network.dropout=0"],
+        ),
         ("algo.gama=.9", ["algo.gama: no such key; did you mean algo.gamma?"]),
         ("lr=1e-3", ["lr: no such key; did you mean optimizer.lr?"]),
         ("+sed=1", ["sed: no such key; did you mean seed?"]),
@@ -230,14 +254,14 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("~algo.tua", ["algo.tua: no such key; did you mean algo.tau?"]),
         ("seed=range(1,3)", ["seed=range(1,3): several values: add -m to sweep over them"]),
         ("-m seed=range(3,1)", ["seed=range(3,1): matches nothing, so there would be no job"]),
-        ("-m algo=glob(x*)", ["algo=glob(x*): matches nothing, so there would be no job"]),
+        ("-m algo=glob(y*)", ["algo=glob(y*): matches nothing, so there would be no job"]),
         ("-m seed=glob(*)", ["seed=glob(*): matches nothing, so there would be no job"]),
         (
             "-m algo=glob([d]*) env=CartPole-v1",
             ["algo=glob([d]*): the pattern is not understood; quote it, as in \"algo=glob('[a-c]*')\""],
         ),
         (
-            "-m algo=glob(*,exclude=[q*,dqn,ddqn,c51,d4pg,tqc]) env=CartPole-v1",
+            "-m algo=glob(*,exclude=[q*,dqn,ddqn,droq,d4pg,c*,tqc,redq,xqc*]) env=CartPole-v1",
             [
                 f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac"
                 for algo in ("DDPG", "TD3")
@@ -259,7 +283,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
         ("policy_kwargs.net_arch=[64,64]", ["policy_kwargs: no such key; here it is network.hidden"]),
         ("algo.ent_coef=auto", ["algo.ent_coef: no such key; here it is algo.alpha"]),
         (
-            "target_update_interval=9",
+            "algo=td3 target_update_interval=9",
             ["target_update_interval: no such key; here it is algo.target_every, which this algo does not have"],
         ),
         ("env_id=CartPole-v1", ["env_id: no such key; here it is env"]),

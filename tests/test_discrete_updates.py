@@ -26,7 +26,8 @@ from test_value_updates import HEADS, LiteralQuantile, report
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.networks import MLP, Dueling, Linear
+from rl_runner.layers import Linear
+from rl_runner.networks import MLP, Dueling
 from rl_runner.persistence.state import state_of
 from rl_runner.values import Scalar, soft_target
 
@@ -278,7 +279,7 @@ def test_munchausen(make_agent: Any, head: Any, temperature: float, minimum: flo
 
 # Noisy networks
 
-NOISY = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False, noisy=0.5)
+NOISY = functools.partial(MLP, hidden=[7, 6], activation="relu", norm="none", noisy=0.5)
 
 
 def noisy_net(params: Any, x: Tensor, noise: Tensor) -> Tensor:
@@ -365,7 +366,7 @@ def test_a_noisy_network_explores_with_one_draw_for_each_step_and_is_judged_with
 
 
 def test_a_noisy_dueling_network_has_noise_in_every_layer() -> None:
-    dueling = Dueling(n_in=3, n_out=8, hidden=[5], activation="tanh", layer_norm=True, noisy=0.5, outputs=2)
+    dueling = Dueling(n_in=3, n_out=8, hidden=[5], activation="tanh", norm="layer", noisy=0.5, outputs=2)
     assert dueling.noise_sizes == [3 + 5, 5 + 8, 5 + 2]
     x, noise = torch.randn(6, 3), torch.randn(dueling.n_noise)
     hidden, output, value = noise.split(dueling.noise_sizes)

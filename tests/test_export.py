@@ -24,6 +24,7 @@ NET = ("network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100")
 RUNS = {
     "discrete": ("algo=dqn", "env=CartPole-v1", *NET),
     "continuous": ("algo=sac", "env=Pendulum-v1", *NET),
+    "batch norm": ("algo=crossq", "env=Pendulum-v1", *NET),
     "table": ("algo=q_learning", "env=FrozenLake-v1"),
     "digits": ("algo=dqn", "env=Digits-v0", *NET),
 }
@@ -56,7 +57,8 @@ def test_exported_policy_acts_like_the_agent(kind: str, configure: Callable[...,
     program, (agent, step, _) = torch.export.load(file).module(), load(config, tmp_path)
     assert step == 60
     for size in (1, 7):
-        space = gym.make(config.env.id).observation_space
+        env = config.env.id
+        space = gym.make(env).observation_space
         space.seed(size)
         obs = torch.as_tensor(np.stack([space.sample() for _ in range(size)]))
         action = agent.act(obs)

@@ -34,6 +34,8 @@ FAST = {
     "rainbow-CartPole-3": ("algo=rainbow", "env=CartPole-v1", "num_envs=3", *DEEP),
     "discrete_sac-CartPole-1": ("algo=sac", "env=CartPole-v1", "num_envs=1", *DISCRETE_SAC, *PRIORITIZED, *DEEP),
     "sac-Pendulum-normalized-3": ("algo=sac", "env=Pendulum-v1", "num_envs=3", *NORMALIZED, *DEEP),
+    "crossq-Pendulum-3": ("algo=crossq", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
+    "droq-Pendulum-1": ("algo=droq", "env=Pendulum-v1", "num_envs=1", "updates=2", "algo.policy_delay=3", *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }
@@ -51,6 +53,10 @@ ENVS = {
     "td3": ["Pendulum-v1", "Hopper-v5"],
     "sac": ["Pendulum-v1", "Hopper-v5"],
     "tqc": ["Pendulum-v1"],
+    "crossq": ["Pendulum-v1", "Hopper-v5"],
+    "xqc_small": ["Pendulum-v1"],
+    "redq": ["Pendulum-v1"],
+    "droq": ["Pendulum-v1"],
 }
 MATRIX = [
     pytest.param(algo, env, num_envs, accelerate, id=f"{algo}-{env}-{num_envs}-{accelerate}")

@@ -23,7 +23,7 @@ from rl_runner.networks import (
 )
 from rl_runner.optim import Targets, build, minimize
 
-PLAIN = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False)
+PLAIN = functools.partial(MLP, hidden=[7, 6], activation="relu", norm="none")
 BOX = Spec((3,), torch.float32, None, None, 2, 1, None)
 DISCRETE = Spec((3,), torch.float32, None, 4, None, 1, None)
 
@@ -48,24 +48,24 @@ def torch_twin(mlp: MLP, activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("norm", ["none", "layer"])
 @pytest.mark.parametrize(
     ("name", "activation"),
     [("relu", nn.ReLU()), ("tanh", nn.Tanh()), ("silu", nn.SiLU()), ("gelu", nn.GELU()), ("elu", nn.ELU()),
      ("leaky_relu", nn.LeakyReLU())],
 )  # fmt: skip
-def test_mlp_is_the_one_of_torch_layers(name: Any, activation: nn.Module, layer_norm: bool) -> None:
+def test_mlp_is_the_one_of_torch_layers(name: Any, activation: nn.Module, norm: Any) -> None:
     assert name in ACTIVATIONS
-    mlp = MLP(n_in=3, n_out=2, hidden=[7, 6], activation=name, layer_norm=layer_norm, generator=stream())
-    for norm in mlp.norms or ():
-        norm.weight.data.uniform_(0.5, 2.0, generator=stream(1))
-        norm.bias.data.uniform_(-1.0, 1.0, generator=stream(2))
+    mlp = MLP(n_in=3, n_out=2, hidden=[7, 6], activation=name, norm=norm, generator=stream())
+    for layer in mlp.norms or ():
+        layer.weight.data.uniform_(0.5, 2.0, generator=stream(1))
+        layer.bias.data.uniform_(-1.0, 1.0, generator=stream(2))
     x = torch.randn(5, 3, generator=stream(3))
     assert torch.allclose(mlp(x), torch_twin(mlp, activation)(x), atol=1e-6)
 
 
 def test_every_parameter_starts_within_torchs_own_bounds() -> None:
-    mlp = MLP(n_in=100, n_out=50, hidden=[400], activation="relu", layer_norm=False, generator=stream())
+    mlp = MLP(n_in=100, n_out=50, hidden=[400], activation="relu", norm="none", generator=stream())
     for layer, fan_in in ((mlp.hidden[0], 100), (mlp.output, 400)):
         for values in (layer.weight, layer.bias):
             assert values.abs().max() <= fan_in**-0.5
@@ -81,7 +81,7 @@ def test_initialisation_comes_from_the_given_stream_alone() -> None:
 
 
 def test_dueling_advantages_are_centred() -> None:
-    net = Dueling(n_in=3, n_out=4, hidden=[7], activation="tanh", layer_norm=False, generator=stream())
+    net = Dueling(n_in=3, n_out=4, hidden=[7], activation="tanh", norm="none", generator=stream())
     x = torch.randn(5, 3, generator=stream(1))
     trunk = torch.tanh(x @ net.hidden[0].weight + net.hidden[0].bias)
     value = trunk @ net.value.weight + net.value.bias
@@ -93,10 +93,10 @@ def test_dueling_advantages_are_centred() -> None:
 
 
 @pytest.mark.parametrize("kind", [MLP, Dueling])
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("norm", ["none", "layer"])
 @pytest.mark.parametrize("hidden", [[], [6]])
-def test_a_stack_computes_what_its_members_compute(kind: type, layer_norm: bool, hidden: list[int]) -> None:
-    make = functools.partial(kind, n_in=3, n_out=4, hidden=hidden, activation="silu", layer_norm=layer_norm)
+def test_a_stack_computes_what_its_members_compute(kind: type, norm: str, hidden: list[int]) -> None:
+    make = functools.partial(kind, n_in=3, n_out=4, hidden=hidden, activation="silu", norm=norm)
     stack, member = make(lead=(2, 3), generator=stream()), make()
     x = torch.randn(2, 1, 5, 3, generator=stream(1))  # a population's critics take x.unsqueeze(-3)
     assert stack(x).shape == (2, 3, 5, 4)
@@ -196,7 +196,7 @@ class Statistics(nn.Module):
         super().__init__()
         n_in = torch.Size(spec.obs_shape).numel() + (spec.action_dim or 0 if n_out == 1 else 0)
         self.body = MLP(n_in=n_in, n_out=n_out, lead=lead, generator=generator, hidden=[5], activation="relu",
-                        layer_norm=False)  # fmt: skip
+                        norm="none")  # fmt: skip
         self.register_buffer("mean", torch.zeros(*lead, 1, n_in))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 

@@ -17,7 +17,7 @@ from rl_runner.persistence import RESULT, checkpoint, read_json
 from rl_runner.run import build
 from rl_runner.train import train
 
-WIDE = functools.partial(MLP, hidden=[256, 256], layer_norm=False)
+WIDE = functools.partial(MLP, hidden=[256, 256])
 RELU, SMOOTH = functools.partial(WIDE, activation="relu"), functools.partial(WIDE, activation="silu")
 ADAM, SGD = functools.partial(torch.optim.Adam, lr=1e-3), functools.partial(torch.optim.SGD, lr=1e-3)
 HERE = machine.available("bfloat16", torch.device("cpu")) == "bfloat16"
@@ -58,23 +58,26 @@ def distances(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, f
     return {name: ((ours[name] - value).norm() / value.norm()).item() for name, value in theirs.items()}
 
 
+CROSSQ = {"network": functools.partial(SMOOTH, norm="batch"), "target_update": "none"}
+NOISY = {"network": functools.partial(SMOOTH, noisy=0.5)}
+KINDS = {"sac": {}, "discrete_sac": {}, "td3": {}, "ddpg": {}, "dqn": {}, "noisy": NOISY, "crossq": CROSSQ}
+
+
 @needs_bfloat16
 @pytest.mark.parametrize(("optimizer", "count"), [(ADAM, 21), (SGD, 1)], ids=["adam", "sgd"])
-@pytest.mark.parametrize("name", ["sac", "discrete_sac", "td3", "ddpg", "dqn", "noisy"])
-def test_a_step_is_that_of_float32(make_agent: Any, name: str, optimizer: Any, count: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_that_of_float32(make_agent: Any, kind: str, optimizer: Any, count: int) -> None:
     """From the same state on the same batch, each parameter's step differs by 2 % of its norm at most.
 
     The state is one after some updates: Adam's first steps are the signs of the gradients, however small these are.
     The activations are smooth: a ReLU that is close to 0 may switch, and all of its gradient with it.
     """
-    steps = []
+    steps, name = [], {"crossq": "sac", "noisy": "dqn"}.get(kind, kind)
     for precision in ("highest", "bfloat16"):
         # The actor's gradients are small, and its step shall not drown in the rounding of the parameters.
         keys = {} if optimizer is ADAM else {"actor_lr": 1.0}
-        kind = "dqn" if name == "noisy" else name
-        network = functools.partial(SMOOTH, noisy=0.5 if name == "noisy" else None)
-        agent = make_agent(kind, network=network, optimizer=optimizer, batch_size=256, **keys)
-        replay = Generous(filled_replay(kind, capacity=400))
+        agent = make_agent(name, **{"network": SMOOTH} | KINDS[kind], optimizer=optimizer, batch_size=256, **keys)
+        replay = Generous(filled_replay(name, capacity=400))
         updates("eager", "highest", agent, replay, count)
         before = learned(agent)
         updates("eager", precision, agent, replay, 1)
@@ -99,7 +102,7 @@ def test_weights_that_have_changed_are_cast_anew(make_agent: Any) -> None:
 
 @needs_bfloat16
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
+@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn", "crossq"])
 def test_a_thousand_updates_tell_the_same(configure: Any, name: str) -> None:
     """Losses, Q, entropy and α on a recorded replay of random actions: their means differ by 2 % at most."""
     env = "CartPole-v1" if name == "dqn" else "Pendulum-v1"
@@ -115,9 +118,10 @@ def test_a_thousand_updates_tell_the_same(configure: Any, name: str) -> None:
 
 
 @needs_bfloat16
-def test_only_wide_products_are_rounded() -> None:
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_only_wide_products_are_rounded(norm: Any) -> None:
     seen: dict[str, torch.dtype] = {}
-    net = RELU(n_in=3, n_out=2, layer_norm=True, generator=torch.Generator().manual_seed(0))
+    net = RELU(n_in=3, n_out=2, norm=norm, generator=torch.Generator().manual_seed(0))
     for name, module in net.named_modules():
         module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.dtype}))
     call = accelerate.in_bfloat16(net, torch.device("cpu"))
@@ -126,7 +130,7 @@ def test_only_wide_products_are_rounded() -> None:
 
 
 def test_narrow_gradients_are_those_of_float32(make_agent: Any) -> None:
-    narrow = functools.partial(MLP, hidden=[100, 100], layer_norm=False, activation="relu")
+    narrow = functools.partial(MLP, hidden=[100, 100], norm="none", activation="relu")
     learnt = []
     for precision in ("highest", "bfloat16"):
         agent = make_agent("sac", network=narrow, optimizer=ADAM, batch_size=64)

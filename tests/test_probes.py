@@ -16,7 +16,7 @@ from rl_runner.run import build
 from rl_runner.train import Run, train
 
 DISCRETE = ("q_learning", "dqn", "ddqn", "c51", "qrdqn", "munchausen", "rainbow", "discrete_sac", "discrete_tqc")
-AGENTS = (*DISCRETE, "ddpg", "d4pg", "td3", "sac", "tqc")
+AGENTS = (*DISCRETE, "ddpg", "d4pg", "td3", "sac", "tqc", "crossq", "xqc_small", "redq", "droq")
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
 BOUNDS = ("value.atoms=21", "value.v_min=-4", "value.v_max=4")
@@ -35,6 +35,10 @@ WORDS = {
     "td3": (*DEEP, "algo.noise_scale=0.5"),
     "sac": (*DEEP, "algo.alpha=1e-3"),  # entropy adds next to nothing to the values
     "tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
+    "crossq": (*DEEP, "algo.alpha=1e-3"),
+    "xqc_small": (*DEEP, "actor_network.hidden=[16]", "critic_network.hidden=[16]", "algo.alpha=1e-3", *BOUNDS),
+    "redq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
+    "droq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
 }
 
 

@@ -57,7 +57,7 @@ def updates_to_the_value(make_agent: Callable[..., Any], env: str, seed: int, ma
         replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
     agent = make_agent(
         "dqn",
-        network=functools.partial(MLP, hidden=[32], activation="relu", layer_norm=False),
+        network=functools.partial(MLP, hidden=[32], activation="relu", norm="none"),
         spec=envs.spec,
         seed=seed,
         gamma=GAMMA,

@@ -280,7 +280,10 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
     assert "What being among the best of 3 trials depends on" in page
 
 
-@pytest.mark.parametrize("algo", [*DISCRETE, "q_learning", "ddpg", "d4pg", "td3", "sac", "tqc"])
+CONTINUOUS = ["ddpg", "d4pg", "td3", "sac", "tqc", "crossq", "crossq_wide", "xqc", "xqc_small", "redq", "droq"]
+
+
+@pytest.mark.parametrize("algo", [*DISCRETE, "q_learning", *CONTINUOUS])
 def test_every_algorithm_has_a_sound_space(rl_runner: Callable[..., Ended], tmp_path: Path, algo: str) -> None:
     env = ({"q_learning": "FrozenLake-v1"} | dict.fromkeys(DISCRETE, "CartPole-v1")).get(algo, "Pendulum-v1")
     ended = rl_runner("-m", "hydra/sweeper=optuna", f"algo={algo}", f"env={env}", "dry_run=true")

@@ -36,6 +36,11 @@ Command = Callable[..., Ended]
 NOTHING = "will learn nothing, they end before their first update: raise total_steps or lower learning_starts"
 
 BEFORE = {"SAC": "c990f3f8", "SAC, actor": "82e052a4", "TD3": "aa5ff9ba", "DQN": "281a2385"}  # by revision b8efe8f
+BEFORE |= {
+    "SAC, layer norm": "9b9c707b",
+    "SAC, critics of layer norm": "bb827c41",
+    "DQN, dueling": "85d7a0d9",
+}  # a8ad71f
 
 
 def test_four_of_five_jobs_fail_and_only_those_run_again(
@@ -345,11 +350,15 @@ def test_failures_are_named_even_without_a_report(
     [
         (["algo=sac", "env=Pendulum-v1", "tuned=none"], "SAC"),
         (["algo=sac", "env=Pendulum-v1", "tuned=none", "++actor_optimizer.lr=1e-3"], "SAC, actor"),
+        (["algo=sac", "env=Pendulum-v1", "tuned=none", "++network.layer_norm=true"], "SAC, layer norm"),
+        (["algo=sac", "env=Pendulum-v1", "tuned=none", "network.norm=layer"], "SAC, layer norm"),
+        (["algo=sac", "env=Pendulum-v1", "tuned=none", "++critic_network.norm=layer"], "SAC, critics of layer norm"),
+        (["algo=dqn", "env=CartPole-v1", "tuned=none", "network=dueling"], "DQN, dueling"),
         (["algo=td3", "env=Pendulum-v1", "tuned=none"], "TD3"),
         (["algo=dqn", "env=CartPole-v1", "tuned=none"], "DQN"),
     ],
 )
-def test_a_job_has_the_name_that_it_had_before_parts_had_optimizers(
+def test_a_job_has_the_name_that_it_had_before_keys_had_other_names(
     configure: Callable[..., Config], words: list[str], name: str
 ) -> None:
     words = [*words, "encoder=flat"]  # which the checks choose for vectors

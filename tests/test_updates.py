@@ -340,8 +340,11 @@ SAC_OPTIONS: list[dict[str, Any]] = [
 
 
 def sample(params: Params, obs: Tensor, noise: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    return squashed(net(params, obs), noise, low, high)
+
+
+def squashed(out: Tensor, noise: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """a = tanh(u) and log π(a|s), from the density of u by the change of variables: da/du = 1 - tanh²u = 1 / cosh²u."""
-    out = net(params, obs)
     action, log_prob = [], 0.0
     for i in range(2):
         mean, log_std = out[i], out[2 + i]
@@ -367,7 +370,7 @@ def test_sac(make_agent: Any, options: dict[str, Any]) -> None:
     for step in range(3):
         batch = batch_of(step, discrete=False)
         metrics, td_error = agent.update(batch, step)
-        next_noise, noise = recorded[-1]
+        next_noise, noise, *_ = recorded[-1]
 
         y = []
         for b in range(5):
@@ -402,7 +405,7 @@ def test_sac_draws_new_standard_normal_noise_for_target_and_actor(make_agent: An
     recorded = record_noise(agent)
     for step in range(200):
         agent.update(batch_of(0, discrete=False), step)
-    noise = torch.stack([torch.stack(pair) for pair in recorded])
+    noise = torch.stack([torch.stack(row[:2]) for row in recorded])
     assert noise.shape == (200, 2, 5, 2)
     assert len(noise.unique()) == noise.numel()
     assert noise.mean().item() == pytest.approx(0, abs=0.1)
@@ -460,7 +463,7 @@ def test_an_agent_goes_on_exactly_from_its_saved_state(
 ) -> None:
     """Saved and loaded without pickle; with an optimizer whose state is ours, and with one from outside."""
     factory = functools.partial(optimizer, lr=0.05)
-    layers = functools.partial(MLP, hidden=[7, 6], activation="relu", layer_norm=False, noisy=0.5)
+    layers = functools.partial(MLP, hidden=[7, 6], activation="relu", norm="none", noisy=0.5)
     keys = {"ddpg": {"noise": "ou"}, "noisy": {"network": layers, "double": True}}.get(name, {})
     kind = "dqn" if name == "noisy" else name
     agent, other = (make_agent(kind, seed=seed, optimizer=factory, **keys) for seed in (1, 2))

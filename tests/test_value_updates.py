@@ -226,7 +226,7 @@ def test_sac(make_agent: Any, head: Any, members: int, reduce: str) -> None:
     for step in range(3):
         batch = batch_of(step, discrete=False)
         update = agent.update(batch, step)
-        next_noise, noise = recorded[-1]
+        next_noise, noise, *_ = recorded[-1]
         targets = []
         for b in range(5):
             s = batch.next_obs[b]
@@ -248,7 +248,7 @@ def test_sac(make_agent: Any, head: Any, members: int, reduce: str) -> None:
 
 
 def test_a_dueling_network_centres_advantages_for_each_output(make_agent: Any) -> None:
-    network = functools.partial(Dueling, hidden=[6], activation="relu", layer_norm=False)
+    network = functools.partial(Dueling, hidden=[6], activation="relu", norm="none")
     agent = make_agent("dqn", value=HEADS["quantile"].make, network=network)
     x = torch.randn(5, 3)
     net, out = agent.q.net, agent.q(x)

@@ -167,7 +167,7 @@ V = (2 * 0.625 - 0.25) / 0.4375, (2 * 0.125 - 0.75) / 0.4375
 def learned(make_agent: Any, head: Any, lr: float = 0.1) -> Tensor:
     """The outputs [2, K] of a table behind DQN, target copies every 40 updates, rates falling to 0."""
     spec = Spec((2,), torch.float64, None, 1, None, 1, None)
-    table = functools.partial(MLP, hidden=[], activation="relu", layer_norm=False)
+    table = functools.partial(MLP, hidden=[], activation="relu", norm="none")
     adam = functools.partial(torch.optim.Adam, lr=lr)
     agent = make_agent(
         "dqn", spec=spec, network=table, optimizer=adam, value=head, gamma=GAMMA, batch_size=4, target_every=40

@@ -12,7 +12,21 @@ from rl_runner.config.schema import EnvConfig, RunLevel
 NUMBERS = ["seed", "total_steps", "num_envs", "eval_episodes", "algo.batch_size", "algo.gamma", "optimizer.lr"]
 KEYS = [*RunLevel.model_fields, *(f"env.{name}" for name in EnvConfig.model_fields), "algo.tau", "replay.capacity"]
 CHOICES = {
-    "algo": ["q_learning", "dqn", "ddqn", "c51", "qrdqn", "rainbow", "ddpg", "d4pg", "td3", "sac", "tqc"],
+    "algo": [
+        "q_learning",
+        "dqn",
+        "c51",
+        "rainbow",
+        "ddpg",
+        "d4pg",
+        "td3",
+        "sac",
+        "tqc",
+        "crossq",
+        "xqc",
+        "redq",
+        "droq",
+    ],
     "network": ["mlp", "dueling"],
     "optimizer": ["adam", "adamw", "rmsprop", "sgd"],
     "replay": ["uniform", "prioritized", "last"],
@@ -31,6 +45,8 @@ WRONG_TOGETHER = [
     "algo=q_learning env=FrozenLake-v1 replay=uniform",
     "algo=sac network=dueling",
     "algo=td3 replay=last",
+    "algo=redq algo.target_of=11",
+    "algo=crossq algo.batch_size=1",
     "replay.capacity=5 algo.batch_size=6",
     "num_envs=9 algo.batch_size=2 replay.capacity=8",
 ]

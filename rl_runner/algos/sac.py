@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import FiniteFloat, PositiveFloat, PositiveInt
@@ -18,21 +18,26 @@ from rl_runner.seeding import generator
 from rl_runner.values import Value, critic_report
 from rl_runner.wiring import Fraction, wire
 
+Drawn = Tensor | None  # by options alone
+
 
 class SAC:
     """Soft actor-critic with a squashed Gaussian policy and an ensemble of critics.
 
     Where actions are discrete, `algo=sac` is `discrete_sac.DiscreteSAC`.
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
-    `target_entropy` (null: -dim(A)); a number fixes it. `log_std_min`, `log_std_max`: bounds of log σ.
-    `max_grad_norm`: clip actor and critic gradients. `critics`: how many, and `actor_reduce`: whether the actor climbs
-    the lowest of them or their mean.
+    `target_entropy` (null: `target_entropy_per_dim` for each dimension of actions); a number fixes it. `log_std_min`,
+    `log_std_max`: bounds of log σ. `max_grad_norm`: clip actor and critic gradients.
+    `critics`: how many. The target is the lowest of `target_of` of them, drawn anew for each update (null: of all), or
+    their mean (`target_reduce`); the actor climbs the lowest of all, their mean or the first (`actor_reduce`).
+    `target_update`: target critics follow by `tau`, are copied every `target_every` environment steps, or there are
+    none. `policy_delay`: actor and temperature learn at every so many updates.
     """
 
     actions = "continuous"
     observations = "any"
     stochastic = True
-    PARTS = (
+    PARTS: tuple[str, ...] = (
         "actor",
         "critics",
         "target_critics",
@@ -42,6 +47,8 @@ class SAC:
         "alpha_optimizer",
         "behaviour",
         "sampling",
+        "updates",
+        "copies",
     )
 
     def __init__(
@@ -67,21 +74,35 @@ class SAC:
         log_std_max: FiniteFloat,
         max_grad_norm: PositiveFloat | None,
         critics: PositiveInt = 2,
-        actor_reduce: Literal["min", "mean"] = "min",
+        target_of: PositiveInt | None = None,
+        target_reduce: Literal["min", "mean"] = "min",
+        actor_reduce: Literal["min", "mean", "first"] = "min",
+        target_update: Literal["polyak", "hard", "none"] = "polyak",
+        target_every: PositiveInt = 1_000,
+        policy_delay: PositiveInt = 1,
+        target_entropy_per_dim: FiniteFloat = -1.0,
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
-        self.tau, self.max_grad_norm, self.actor_reduce = tau, max_grad_norm, actor_reduce
+        self.max_grad_norm, self.actor_reduce = max_grad_norm, actor_reduce
+        self.policy_delay, self.updates = policy_delay, 0
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
         self.sampling = generator(seed, "sampling", device)
         self.value = value()
+        self.reduced = self.value.pessimistic if target_reduce == "min" else self.value.average
+        self.num_critics, self.target_of = critics, target_of
         init = generator(seed, "init")
         features = wire(encoder, {"spec": spec, "generator": init})
         self.actor = GaussianActor(spec, actor_network, Shared(features), init, (log_std_min, log_std_max)).to(device)
         self.critics = Critics(spec, critic_network, features, self.value.outputs, critics, init).to(device)
-        self.target_critics = deepcopy(self.critics).requires_grad_(False)
-        self.targets = Targets((self.target_critics, self.critics))
+        self.has_targets, self.target_every = target_update != "none", target_every
+        self.tau, self.copies = tau if target_update == "polyak" else None, 0
+        self.target_critics = deepcopy(self.critics).requires_grad_(False) if self.has_targets else self.critics
+        if not self.has_targets:
+            self.PARTS = tuple(name for name in self.PARTS if name != "target_critics")
+        own_statistics = self.critics.normalises_batches  # of targets that pass over whole batches themselves
+        self.targets = Targets((self.target_critics, self.critics), statistics=not own_statistics)
         self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
         self.critic_optimizer = build(critic_optimizer, self.critics.parameters())
         self.learn_alpha = alpha == "auto"
@@ -89,7 +110,7 @@ class SAC:
         self.log_alpha.requires_grad_(self.learn_alpha)
         undecayed = {"params": [self.log_alpha], "weight_decay": 0.0}  # decay would pull α towards 1
         self.alpha_optimizer = build(alpha_optimizer, [undecayed])
-        self.target_entropy = float(-spec.action_dim if target_entropy is None else target_entropy)
+        self.target_entropy = target_entropy_per_dim * spec.action_dim if target_entropy is None else target_entropy
 
     @torch.no_grad()
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
@@ -121,41 +142,61 @@ class SAC:
         return losses.squashed_gaussian(mean, log_std, noise)
 
     def update(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of critics, actor, temperature and targets; metrics and |δ| `[B]`."""
-        shape = (2, self.batch_size, self.action_dim)
-        next_noise, noise = torch.randn(shape, generator=self.sampling, device=self.device)
-        return self.learn(batch, next_noise, noise)
+        """One step of critics and targets, at times of actor and temperature; metrics and |δ| `[B]`."""
+        if self.has_targets and self.tau is None and step // self.target_every > self.copies:
+            self.copies = step // self.target_every
+            self.targets.copy()
+        self.updates += 1
+        draw: Any = {"generator": self.sampling, "device": self.device}
+        next_noise, noise = torch.randn(2, self.batch_size, self.action_dim, **draw)
+        subset = torch.rand(self.num_critics, **draw).argsort()[: self.target_of] if self.target_of else None
+        seeds = torch.randint(2**32, (3,), **draw) if self.critics.drops else None
+        return self.learn(batch, next_noise, noise, self.updates % self.policy_delay == 0, subset, seeds)
 
-    def learn(self, batch: Batch, next_noise: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def estimates(self, batch: Batch, next_action: Tensor, seed: Drawn, next_seed: Drawn) -> tuple[Tensor, Tensor]:
+        """Q(s, a), and what the targets say of (s', a'), without gradient; `[E, B, K]` each.
+
+        With batch normalisation each network passes over both pairs at once, so that both have the same statistics.
+        """
+        if not self.critics.normalises_batches:
+            with torch.no_grad():
+                next_out = self.target_critics(batch.next_obs, next_action, seed=next_seed)
+            return self.critics(batch.obs, batch.action, training=True, seed=seed), next_out
+        pairs = batch.obs, batch.action, batch.next_obs, next_action
+        out, next_out = self.critics.joint(*pairs, seed)
+        return out, self.target_critics.joint(*pairs, next_seed)[1] if self.has_targets else next_out
+
+    def learn(
+        self, batch: Batch, next_noise: Tensor, noise: Tensor, with_actor: bool, subset: Drawn, seeds: Drawn
+    ) -> tuple[dict[str, Tensor], Tensor]:
         alpha = self.log_alpha.detach().exp()
+        seed, next_seed, policy_seed = (None, None, None) if seeds is None else seeds
 
         with torch.no_grad():
             next_action, next_log_prob = self.sample(batch.next_obs, next_noise)
-            next_out = self.value.pessimistic(self.target_critics(batch.next_obs, next_action))
+        out, next_out = self.estimates(batch, next_action, seed, next_seed)
+        with torch.no_grad():
+            next_out = self.reduced(next_out if subset is None else next_out[subset])
             target = self.value.target(batch.reward, batch.discount, next_out, bonus=-alpha * next_log_prob)
-
-        out = self.critics(batch.obs, batch.action, training=True)
         critic_norm = minimize(self.value.loss(out, target, batch.weight), self.critic_optimizer, self.max_grad_norm)
 
-        action, log_prob = self.sample(batch.obs, noise, training=True)
-        policy_q = self.value.mean(self.critics(batch.obs, action))
-        actor_loss = losses.soft_actor_loss(policy_q, log_prob, alpha, self.actor_reduce)
-        actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
-
         metrics, td_error = critic_report(self.value, out, target)
-        metrics |= {
-            "losses/actor_loss": actor_loss.detach(),
-            "policy/entropy": -log_prob.detach().mean(),
-            "policy/alpha": alpha,
-            "grads/critic_norm": critic_norm,
-            "grads/actor_norm": actor_norm,
-        }
+        metrics |= {"policy/alpha": alpha, "grads/critic_norm": critic_norm}
 
-        if self.learn_alpha:
-            alpha_loss = losses.alpha_loss(self.log_alpha, log_prob.detach(), self.target_entropy)
-            minimize(alpha_loss, self.alpha_optimizer)
-            metrics["losses/alpha_loss"] = alpha_loss.detach()
+        if with_actor:
+            action, log_prob = self.sample(batch.obs, noise, training=True)
+            policy_q = self.value.mean(self.critics(batch.obs, action, seed=policy_seed))
+            actor_loss = losses.soft_actor_loss(policy_q, log_prob, alpha, self.actor_reduce)
+            actor_norm = minimize(actor_loss, self.actor_optimizer, self.max_grad_norm)
+            metrics |= {"losses/actor_loss": actor_loss.detach(), "grads/actor_norm": actor_norm}
+            metrics["policy/entropy"] = -log_prob.detach().mean()
 
-        self.targets.polyak(self.tau)
+            if self.learn_alpha:
+                alpha_loss = losses.alpha_loss(self.log_alpha, log_prob.detach(), self.target_entropy)
+                minimize(alpha_loss, self.alpha_optimizer)
+                metrics["losses/alpha_loss"] = alpha_loss.detach()
+
+        if self.tau is not None:
+            self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)

@@ -5,7 +5,6 @@ import operator
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,7 +20,7 @@ from rl_runner.config import environment, targets
 from rl_runner.config.environment import EnvConfig as EnvConfig
 from rl_runner.config.problems import RENAMED, flat_keys, override_problem
 from rl_runner.config.targets import GROUPS, PARTS, ROLES, Strict, checked, is_difference
-from rl_runner.config.words import Written, interpolations, opened, plain, spelt
+from rl_runner.config.words import Written, interpolations, opened, plain, renamed, spelt
 from rl_runner.errors import UserError
 from rl_runner.persistence import COMMAND, command_line_of, flatten
 from rl_runner.wiring import Fraction, names
@@ -126,6 +125,7 @@ def parse(
     raw: Mapping[str, Any], written: Written, chosen: Mapping[str, str], command_line: Sequence[str] = ()
 ) -> Parsed:
     """Check keys, types, ranges and targets of plain values, all problems at once; no environment is made."""
+    raw = renamed(raw)
     run_level = {key: value for key, value in raw.items() if key not in ("env", "loggers", *GROUPS)}
     plugins = _strings(raw.get("plugins"))
     plugin_problems = targets.import_plugins(plugins)
@@ -221,7 +221,7 @@ def renewed(values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]
 
     `plugins`: the packages that may be imported for that, whatever the config itself names.
     """
-    renewed = deepcopy(dict(values))
+    renewed = renamed(values)
     for old, new in RENAMED.items():
         (group, key), (place, name) = old.split("."), new.split(".")
         keys = renewed.get(group)

@@ -1,5 +1,6 @@
 """Everything that can be known to go wrong, said before a run starts and before anything is written."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     if config:
         config = _with_noise(config)
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
-        problems += _value_problems(config, parsed.targets) + _option_problems(config, parsed.targets)
+        problems += _value_problems(config, parsed.targets) + _network_problems(config, parsed.targets)
+        problems += _option_problems(config, parsed.targets)
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
@@ -61,8 +63,16 @@ def _for_actions(parsed: Parsed, spec: "Spec | None") -> tuple[Parsed, list[str]
         return parsed, []
     kept = {key: value for key, value in config.algo.items() if names(DiscreteSAC, key)}
     algo = kept | {"_target_": f"{DiscreteSAC.__module__}.{DiscreteSAC.__name__}"}
-    lost = sorted(_typed(config) & {f"algo.{key}" for key in config.algo.keys() - algo.keys()})
-    problems = [f"{key}: is for continuous actions, {config.env.id} has discrete ones; leave it out" for key in lost]
+    defaults = {key: parameter.default for key, parameter in inspect.signature(SAC).parameters.items()}
+    lost = [
+        key
+        for key in sorted(config.algo.keys() - algo.keys())
+        if f"algo.{key}" in _typed(config) or defaults[key] not in (config.algo[key], inspect.Parameter.empty)
+    ]
+    problems = [
+        f"algo.{key}={config.algo[key]}: is for continuous actions, {config.env.id} has discrete ones; leave it out"
+        for key in lost
+    ]
     return parsed._replace(config=config.model_copy(update={"algo": algo})), problems
 
 
@@ -211,6 +221,39 @@ def _option_problems(config: Config, targets: Targets) -> list[str]:
         if (noisy := getattr(config, name).get("noisy")) and ours and not hasattr(algo, "noisy_layers"):
             problems.append(f"{name}.noisy={noisy:g}: is for DQN and what is made of it; use {name}.noisy=null")
     return problems
+
+
+def _network_problems(config: Config, targets: Targets) -> list[str]:
+    """What our networks refuse, by themselves or for what the algorithm does with them."""
+    import torch
+
+    if (algo := targets.get("algo")) is None:
+        return []
+    problems = []
+    learns_with_seeds = names(getattr(algo, "learn", algo), "seeds")
+    if (part := config.algo.get("target_of") or 0) > (critics := config.algo.get("critics", 2)):
+        problems.append(f"algo.target_of={part}: there are {critics} critics: use algo.critics={part} or more")
+    for name in ("network", "actor_network", "critic_network"):
+        make, own = config.factory(name), getattr(config, name)
+        if not names(algo, name) or not make.func.__module__.startswith("rl_runner."):
+            continue
+        place = {key: name if key in own else "network" for key in make.keywords}
+        try:
+            with torch.device("meta"):
+                wire(make, {"n_in": 1, "n_out": 1})
+        except UserError as error:
+            key = str(error).partition("=")[0].removeprefix("network.")
+            problems.append(str(error).replace("network.", f"{place[key]}."))
+        if make.keywords.get("norm") == "batch" and config.algo.get("batch_size") == 1:
+            line = "a batch of one has no variance: use algo.batch_size=256, or "
+            problems.append(f"algo.batch_size=1: {line}{place['norm']}.norm=layer")
+        if rate := make.keywords.get("dropout"):
+            where = f"{place['dropout']}.dropout={rate:g}"
+            if not learns_with_seeds:
+                problems.append(f"{where}: {algo.__name__} leaves no units out: use {place['dropout']}.dropout=0")
+            elif name != "critic_network":
+                problems.append(f"{where}: is for critics alone: use critic_network.dropout={rate:g}")
+    return list(dict.fromkeys(problems))
 
 
 def _size_problems(config: Config) -> list[str]:

@@ -2,7 +2,8 @@
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -41,6 +42,18 @@ def as_typed(word: str) -> str:
 def spelt(path: Sequence[Any], text: str) -> str:
     """The word that sets a value, which is taken literally but for its interpolations."""
     return f"{'.'.join(map(str, path))}={QuotedString(text, Quote.double).with_quotes()}"
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with the old word of our networks, `layer_norm`, as the one that took its place, `norm`."""
+    new = deepcopy(dict(values))
+    for part in ("network", "actor_network", "critic_network"):
+        own, base = new.get(part), new.get("network")
+        if isinstance(own, dict) and isinstance(base, dict) and isinstance(own.get("layer_norm"), bool):
+            ours = str(own.get("_target_", base.get("_target_"))).startswith("rl_runner.networks.")
+            if ours and own.pop("layer_norm"):
+                own["norm"] = "layer"
+    return new
 
 
 Written = dict[tuple[Any, ...], str]  # text of values by their path

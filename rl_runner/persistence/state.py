@@ -45,7 +45,7 @@ def load_state(part: Any, state: Any) -> None:
         case _ if hasattr(part, "PARTS"):
             for name in part.PARTS:
                 if isinstance(getattr(part, name), int):
-                    setattr(part, name, state[name])
+                    setattr(part, name, state.get(name, getattr(part, name)))  # one that is younger than the state
                 else:
                     load_state(getattr(part, name), state[name])
         case _:

@@ -124,6 +124,9 @@ def job_hash(config: Config) -> str:
         if names(algo, part) and is_difference(own):
             values[group][key] = own.get(name)
             values[part] = {other: value for other, value in own.items() if other != name}
+    for part in ("network", "actor_network", "critic_network"):
+        if (own := values.get(part, {})).get("norm") in ("none", "layer"):
+            own["layer_norm"] = own.pop("norm") == "layer"
     news = {name: group for name, group in values.items() if name not in ROLES or group != ROLES[name].missing}
     return content_hash(news)
 
