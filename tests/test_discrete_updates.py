@@ -373,8 +373,8 @@ def test_a_noisy_dueling_network_has_noise_in_every_layer() -> None:
     trunk = torch.tanh(dueling.norms[0](dueling.hidden[0](x, hidden)))
     advantage = dueling.output(trunk, output).unflatten(-1, (4, 2))
     wanted = dueling.value(trunk, value).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)
-    assert torch.allclose(dueling(x, noise), wanted.flatten(-2))
-    assert not torch.allclose(dueling(x), dueling(x, noise), atol=1e-3)
+    assert torch.allclose(dueling(x, noise=noise), wanted.flatten(-2))
+    assert not torch.allclose(dueling(x), dueling(x, noise=noise), atol=1e-3)
 
 
 def test_only_a_noisy_agent_saves_a_second_stream(make_agent: Any) -> None:
