@@ -78,8 +78,15 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["TD3 needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac"],
         ),
         (
+            "algo=crossq env=CartPole-v1 tuned=none",
+            [
+                "algo.policy_delay=3: is for continuous actions, CartPole-v1 has discrete ones; leave it out",
+                "algo.target_update=none: is for continuous actions, CartPole-v1 has discrete ones; leave it out",
+            ],
+        ),
+        (
             "algo=sac env=CartPole-v1 tuned=none algo.log_std_min=-3",
-            ["algo.log_std_min: is for continuous actions, CartPole-v1 has discrete ones; leave it out"],
+            ["algo.log_std_min=-3.0: is for continuous actions, CartPole-v1 has discrete ones; leave it out"],
         ),
         (
             "algo=munchausen env=CartPole-v1 tuned=none algo.double=true",

@@ -95,7 +95,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("ev", {"eval", "eval_every=", "eval_episodes=", "eval_epsilon=", "eval_max_steps="}),
+        ("ev", {"eval", "eval_every=", "eval_episodes=", "eval_epsilon=", "eval_max_steps=", "eval_process="}),
         ("resu", {"resume"}),
         ("eval outputs/", {"outputs/Pendulum-v1/", "outputs/sweeps/"}),
         ("eval outputs/Pendulum-v1/sac/", {"outputs/Pendulum-v1/sac/one"}),
