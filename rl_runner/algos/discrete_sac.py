@@ -19,7 +19,7 @@ from rl_runner.seeding import generator
 from rl_runner.values import Value, critic_report, soft_target
 from rl_runner.wiring import Fraction, wire
 
-TARGET_SHARE = 0.5  # of log A, the entropy of a policy that does not care
+TARGET_SHARE = 0.7  # of log A, the entropy of a policy that does not care
 MOST_ALPHA = 100.0  # no temperature that rewards ask for
 
 
@@ -27,7 +27,7 @@ class DiscreteSAC:
     """Soft actor-critic with a categorical policy and an ensemble of critics that value every action.
 
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
-    `target_entropy`, in nats (null: 0.5 log A); a number fixes it. `max_grad_norm`: clip actor and critic gradients.
+    `target_entropy`, in nats (null: 0.7 log A); a number fixes it. `max_grad_norm`: clip actor and critic gradients.
     `critics`: how many, and `actor_reduce`: whether the actor climbs the lowest of them or their mean.
     """
 
