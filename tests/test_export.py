@@ -63,6 +63,7 @@ def test_exported_policy_acts_like_the_agent(kind: str, configure: Callable[...,
         obs = torch.as_tensor(np.stack([space.sample() for _ in range(size)]))
         action = agent.act(obs)
         expected = {
+            "batch norm": 2 * action,
             "continuous": 2 * action,  # Pendulum's torque goes from -2 to 2
             "digits": torch.stack([1 + action // 2, action % 2], dim=-1),
         }.get(kind, action)

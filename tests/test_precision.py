@@ -58,7 +58,7 @@ def distances(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, f
     return {name: ((ours[name] - value).norm() / value.norm()).item() for name, value in theirs.items()}
 
 
-CROSSQ = {"network": functools.partial(SMOOTH, norm="batch"), "target_update": "none"}
+CROSSQ = {"network": functools.partial(SMOOTH, norm="batch", norm_after_activation=True), "target_update": "none"}
 NOISY = {"network": functools.partial(SMOOTH, noisy=0.5)}
 KINDS = {"sac": {}, "discrete_sac": {}, "td3": {}, "ddpg": {}, "dqn": {}, "noisy": NOISY, "crossq": CROSSQ}
 
