@@ -37,7 +37,7 @@ WORDS = {
     "tqc": (*DEEP, "algo.alpha=1e-3", "value.quantiles=5", "value.drop=1"),
     "crossq": (*DEEP, "algo.alpha=1e-3", "total_steps=1000"),  # running statistics need longer
     "xqc_small": (*DEEP, "actor_network.hidden=[16]", "critic_network.hidden=[16]", "algo.alpha=1e-3", *BOUNDS,
-                  "normalize_rewards=null", "total_steps=1000"),  # sums of rewards that end with a time limit say little
+                  "normalize_rewards=null", "total_steps=1000"),  # G ends with a time limit
     "redq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
     "droq": (*DEEP, "algo.alpha=1e-3", "updates=2", "algo.policy_delay=2"),
 }  # fmt: skip
