@@ -1,62 +1,13 @@
-"""Layers whose parameters may carry leading axes: affine maps, norms, dropout; statistics are always of float32."""
+"""What may stand between affine maps: norms and dropout, in float32 whatever the precision of products is."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Products of fewer weights stay in float32 under autocast, which would not make them faster.
-FEWEST_IN_BFLOAT16 = 128 * 128
-
 
 def widened(x: Tensor) -> Tensor:
     """float32 for bfloat16."""
     return x.float() if x.dtype is torch.bfloat16 else x
-
-
-class Linear(nn.Module):
-    """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in).
-
-    `exact`: whatever the precision, the product is of float32, as for values and actions. `noisy`: σ₀ of factorised
-    noise (Fortunato et al. 2018): both have learned deviations, σ₀/√in at first, and a forward pass with noise
-    `[in + out]` is of W + σ f(ε_in) f(ε_out)ᵀ and b + σ f(ε_out), f(x) = sgn(x)√|x|; one without is of W and b.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        lead: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        exact: bool = False,
-        noisy: float | None = None,
-    ):
-        super().__init__()
-        bound = n_in**-0.5
-        self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
-        self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
-        self.autocast = not exact and n_in * n_out >= FEWEST_IN_BFLOAT16
-        self.n_noise = n_in + n_out if noisy else 0
-        if noisy:
-            self.weight_std = nn.Parameter(torch.full_like(self.weight, noisy * bound))
-            self.bias_std = nn.Parameter(torch.full_like(self.bias, noisy * bound))
-
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        if self.autocast or not torch.is_autocast_enabled(x.device.type):
-            return self.affine(x, noise)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.affine(widened(x), noise)
-
-    def affine(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        """x W + b."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if noise is not None:
-            noise = noise.sign() * noise.abs().sqrt()
-            rows, columns = noise[..., : weight.shape[-2], None], noise[..., None, weight.shape[-2] :]
-            weight, bias = weight + self.weight_std * rows * columns, bias + self.bias_std * columns
-        if weight.dim() == 2 and x.dim() == 2:
-            return torch.addmm(bias, x, weight)
-        return x @ weight + bias
 
 
 class LayerNorm(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rl_runner.envs import Spec
 from rl_runner.errors import UserError
-from rl_runner.layers import NORMS, BatchNorm, Linear, dropped, unit_norm_, widened
+from rl_runner.layers import NORMS, BatchNorm, dropped, unit_norm_, widened
 from rl_runner.wiring import BelowOne, names, wire
 
 Norm = Literal["none", "layer", "batch"]
@@ -40,6 +40,56 @@ class NetworkFactory(Protocol):
 
         It may ask for `outputs` besides: so many of the n_out belong to one action.
         """
+
+
+# Products of fewer weights stay in float32 under autocast, which would not make them faster.
+FEWEST_IN_BFLOAT16 = 128 * 128
+
+
+class Linear(nn.Module):
+    """Affine map with weight `[*lead, in, out]` and bias `[*lead, 1, out]`; PyTorch's own initialisation U(±1/√in).
+
+    `exact`: whatever the precision, the product is of float32, as for values and actions. `noisy`: σ₀ of factorised
+    noise (Fortunato et al. 2018): both have learned deviations, σ₀/√in at first, and a forward pass with noise
+    `[in + out]` is of W + σ f(ε_in) f(ε_out)ᵀ and b + σ f(ε_out), f(x) = sgn(x)√|x|; one without is of W and b.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        lead: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        exact: bool = False,
+        noisy: float | None = None,
+    ):
+        super().__init__()
+        bound = n_in**-0.5
+        self.weight = nn.Parameter(torch.empty(*lead, n_in, n_out).uniform_(-bound, bound, generator=generator))
+        self.bias = nn.Parameter(torch.empty(*lead, 1, n_out).uniform_(-bound, bound, generator=generator))
+        self.autocast = not exact and n_in * n_out >= FEWEST_IN_BFLOAT16
+        self.n_noise = n_in + n_out if noisy else 0
+        if noisy:
+            self.weight_std = nn.Parameter(torch.full_like(self.weight, noisy * bound))
+            self.bias_std = nn.Parameter(torch.full_like(self.bias, noisy * bound))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        if self.autocast or not torch.is_autocast_enabled(x.device.type):
+            return self.affine(x, noise)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.affine(widened(x), noise)
+
+    def affine(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        """x W + b."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if noise is not None:
+            noise = noise.sign() * noise.abs().sqrt()
+            rows, columns = noise[..., : weight.shape[-2], None], noise[..., None, weight.shape[-2] :]
+            weight, bias = weight + self.weight_std * rows * columns, bias + self.bias_std * columns
+        if weight.dim() == 2 and x.dim() == 2:
+            return torch.addmm(bias, x, weight)
+        return x @ weight + bias
 
 
 class MLP(nn.Module):
@@ -224,45 +274,3 @@ class Critics(Net):
         """Q_1(s, a) `[B, K]`, without computing the others."""
         tensors = {name: t[0] if t.dim() else t for name, t in self.net.state_dict(keep_vars=True).items()}
         return widened(functional_call(self.net, tensors, self.inputs(obs, action)))
-
-
-class DeterministicActor(Net):
-    """μ(s) in [-1, 1]: `[B, *obs]` to `[B, act]`."""
-
-    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
-        assert spec.action_dim is not None
-        super().__init__(spec, network, encoder, generator, spec.action_dim)
-
-    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
-        return torch.tanh(self.output(obs, training=training))
-
-
-class GaussianActor(Net):
-    """Mean and log standard deviation before squashing: `[B, *obs]` to two `[B, act]`; log σ clamped to `bounds`."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        network: NetworkFactory,
-        encoder: Any,
-        generator: torch.Generator,
-        bounds: tuple[float, float],
-    ):
-        assert spec.action_dim is not None
-        super().__init__(spec, network, encoder, generator, 2 * spec.action_dim)
-        self.bounds = bounds
-
-    def forward(self, obs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.output(obs, training=training).chunk(2, dim=-1)
-        return mean, log_std.clamp(*self.bounds)
-
-
-class CategoricalActor(Net):
-    """log π(·|s) of every discrete action: `[B, *obs]` to `[B, A]`."""
-
-    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
-        assert spec.num_actions is not None
-        super().__init__(spec, network, encoder, generator, spec.num_actions)
-
-    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
-        return self.output(obs, training=training).log_softmax(dim=-1)

@@ -26,8 +26,7 @@ from test_value_updates import HEADS, LiteralQuantile, report
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.layers import Linear
-from rl_runner.networks import MLP, Dueling
+from rl_runner.networks import MLP, Dueling, Linear
 from rl_runner.persistence.state import state_of
 from rl_runner.values import Scalar, soft_target
 

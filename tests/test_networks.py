@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rl_runner import losses
+from rl_runner.actors import DeterministicActor, GaussianActor
 from rl_runner.encoders import Flat, Shared
 from rl_runner.envs import Spec
 from rl_runner.networks import (
     ACTIVATIONS,
     MLP,
     Critics,
-    DeterministicActor,
     Dueling,
-    GaussianActor,
     QNetwork,
 )
 from rl_runner.optim import Targets, build, minimize

@@ -85,7 +85,7 @@ def test_a_file_holds_the_differences_as_typed_and_opens_again(configure: Config
             "critic_network=dueling",
             ["critic_network=dueling is for discrete actions (algo=dqn or ddqn): use critic_network=mlp"],
         ),
-        ("critic_network._target_=rl_runner.networks.MLP", ["critic_network.hidden, critic_network.activation, "]),
+        ("critic_network._target_=rl_runner.networks.MLP", ["critic_network.hidden, critic_network.activation: "]),
         (
             "critic_network._target_=os.system",
             ["critic_network._target_=os.system: only classes of rl_runner.networks"],

@@ -10,9 +10,10 @@ from pydantic import FiniteFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
+from rl_runner.actors import CategoricalActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
-from rl_runner.networks import CategoricalActor, NetworkFactory, QNetwork
+from rl_runner.networks import NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
