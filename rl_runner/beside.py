@@ -47,7 +47,7 @@ def choose(wanted: Wanted, device: torch.device, held: bool) -> tuple[bool, str]
 
 
 class Beside:
-    """An answer that a fork of this process works out; JSON must be able to hold it.
+    """An answer that a fork of this process works out; JSON must be able to hold it. OSError if it cannot be forked.
 
     `take`: what this process makes of it.
     """
@@ -55,6 +55,8 @@ class Beside:
     def __init__(self, work: Callable[[], Any], take: Callable[[Any], Any]):
         self._take = take
         self._reader, writer = os.pipe()
+        with suppress(Exception):
+            sys.stdout.flush()  # or the fork would say it again
         with warnings.catch_warnings():  # of threads that are not there in a fork: it needs none
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()

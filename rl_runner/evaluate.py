@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -103,8 +104,11 @@ class Evaluator:
             metrics["eval/exact_return"] = exact.exact_return(self.model, q.argmax(axis=1))
         return metrics, returns
 
-    def beside(self, agent: Agent, episodes: int) -> Beside:
-        """The same metrics, worked out beside what this process goes on with; one evaluation after the other."""
+    def beside(self, agent: Agent, episodes: int) -> Beside | None:
+        """The same metrics, worked out beside what this process goes on with; one evaluation after the other.
+
+        None where the system has no room for another process.
+        """
         if self._beside:
             self._beside.result  # noqa: B018 - waits
 
@@ -115,7 +119,9 @@ class Evaluator:
             metrics, self._said = answer
             return metrics
 
-        self._beside = Beside(work, take)
+        self._beside = None
+        with suppress(OSError):
+            self._beside = Beside(work, take)
         return self._beside
 
     def _sometimes_random(self, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

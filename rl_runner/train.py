@@ -124,9 +124,8 @@ def log_due(run: Run, before: int, write: Write) -> None:
         if doubt := getattr(run.agent, "doubt", lambda row: None)(row):
             print(doubt, file=sys.stderr)
     if crossed(run.config.eval_every, before, run.step):
-        if run.beside:
-            evaluation = run.evaluator.beside(run.agent, run.config.eval_episodes)
-        else:
+        evaluation = run.evaluator.beside(run.agent, run.config.eval_episodes) if run.beside else None
+        if evaluation is None:
             with run.stopwatch.paused():
                 row |= run.evaluator(run.agent, run.config.eval_episodes)[0]
     if row or evaluation:

@@ -112,6 +112,18 @@ def test_the_same_rows_beside_training_and_between_its_steps(
     assert said.index("beside training") < said.index("between steps of training")
 
 
+def test_where_no_process_can_be_made_the_run_evaluates_itself(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    run(configure(*WORDS, "algo=q_learning", "env=FrozenLake-v1", "eval_process=separate"), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/return_mean" in row] == [30, 60, 90, 120]
+
+
 class Heavy(gym.Env):
     """Breaks in its third step where it is evaluated; may hold a file, a thread or a process."""
 
