@@ -24,7 +24,7 @@ NET = ("network.hidden=[8]", "algo.batch_size=8", "replay.capacity=100")
 RUNS = {
     "discrete": ("algo=dqn", "env=CartPole-v1", *NET),
     "continuous": ("algo=sac", "env=Pendulum-v1", *NET),
-    "batch norm": ("algo=crossq", "env=Pendulum-v1", *NET),
+    "batch norm": ("algo=crossq", "actor_network.norm=batch", "env=Pendulum-v1", *NET),
     "table": ("algo=q_learning", "env=FrozenLake-v1"),
     "digits": ("algo=dqn", "env=Digits-v0", *NET),
 }

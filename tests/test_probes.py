@@ -121,8 +121,8 @@ def test_values_reach_through_a_time_limit(configure: Any, algo: str, num_envs: 
     assert values(run, 0) == pytest.approx([2.0], abs=0.1)
 
 
-# Batch norm has nothing to go by where all states are one, and finds the action roughly.
-@pytest.mark.parametrize("algo", [algo for algo in AGENTS if algo not in ("crossq", "xqc_small")])
+# With batch norm an actor of one state finds the action roughly.
+@pytest.mark.parametrize("algo", [algo for algo in AGENTS if algo != "xqc_small"])
 def test_the_right_action_is_found(configure: Any, algo: str) -> None:
     run = trained(configure, algo, "total_steps=600", by_action=True)
     action = run.agent.act(torch.zeros(1, dtype=torch.int64) if algo == "q_learning" else torch.zeros(1, 1))[0]
