@@ -24,9 +24,14 @@ PROCESS = Path("/proc/self")
 
 def holdings() -> set[str]:
     """What a fork of this process would share or lack: open files, threads, other processes."""
-    files = {f"{file.name} {os.readlink(file)}" for file in _listed(PROCESS / "fd") if file.is_symlink()}
-    tasks = _listed(PROCESS / "task")
-    return files | {task.name for task in tasks} | {c for t in tasks for c in (t / "children").read_text().split()}
+    held = set()
+    for place in (*_listed(PROCESS / "fd"), *_listed(PROCESS / "task")):
+        with suppress(OSError):  # it was closed, or has ended, since it was listed
+            if place.parent.name == "fd":
+                held.add(f"{place.name} {os.readlink(place)}")
+            else:
+                held |= {place.name, *(place / "children").read_text().split()}
+    return held
 
 
 def choose(wanted: Wanted, device: torch.device, held: bool) -> tuple[bool, str]:

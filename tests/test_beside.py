@@ -196,6 +196,12 @@ def test_holdings_are_files_threads_and_processes(tmp_path: Path) -> None:
     assert holdings() == before
 
 
+def test_what_ends_while_it_is_listed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = beside._listed
+    monkeypatch.setattr(beside, "_listed", lambda place: [*listed(place), place / "999999999"])
+    assert not any("999999999" in each for each in holdings())
+
+
 def test_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setenv(CORES, "2")

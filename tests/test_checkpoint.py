@@ -66,7 +66,7 @@ class Example:
                 checkpoints.save(self.run.step, snapshot_of(self.run))
 
         train(self.run, accelerate.build_update(self.run.agent, self.run.replay, self.run.averages, "eager"),
-              lambda row: None, after_step)  # fmt: skip
+              lambda *row: None, after_step)  # fmt: skip
         assert checkpoints.wait()
 
     def continued(self, directory: Path) -> tuple[int, str]:
