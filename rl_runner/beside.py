@@ -64,7 +64,12 @@ class Beside:
             sys.stdout.flush()  # or the fork would say it again
         with warnings.catch_warnings():  # of threads that are not there in a fork: it needs none
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
+            try:
+                self._pid = os.fork()
+            except OSError:
+                os.close(self._reader)
+                os.close(writer)
+                raise
         if self._pid == 0:
             _answer(work, writer)
         os.close(writer)

@@ -119,6 +119,10 @@ def test_where_no_process_can_be_made_the_run_evaluates_itself(
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", full)
+    before = holdings()
+    with pytest.raises(BlockingIOError):
+        taken(lambda: None)
+    assert holdings() == before
     run(configure(*WORDS, "algo=q_learning", "env=FrozenLake-v1", "eval_process=separate"), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [row["step"] for row in rows if "eval/return_mean" in row] == [30, 60, 90, 120]
