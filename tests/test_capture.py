@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._inductor.exc import InductorError
+from torch._inductor.utils import run_and_get_code
 
 from rl_runner import capture
 from rl_runner.capture import MOST, RECHECK, WARM_UP, CpuGraphs, CudaGraphs
@@ -353,6 +354,20 @@ def test_inductors_own_kernels_follow_strides_offsets_and_alignment() -> None:
         expected = 4 * (x + (x.data_ptr() == weight.data_ptr())) + 3 * y  # 1 more once it is doubled
         torch.testing.assert_close(function(x, y), expected)
     assert len(function.graphs) == 2
+
+
+def test_a_scalar_that_many_elements_share_is_worked_out_once() -> None:
+    """Adam's bias correction, which Inductor by itself writes into the loop over the elements."""
+
+    def corrected(step: Tensor, moments: list[Tensor]) -> list[Tensor]:
+        return torch._foreach_div(moments, [1 - 0.9**step] * len(moments))
+
+    arguments = (torch.tensor(3.0), [torch.randn(40, 40), torch.randn(7)])
+    result, (code,) = run_and_get_code(capture.compiled(corrected, capture.on_cpu), *arguments)
+    for got, want in zip(result, corrected(*arguments), strict=True):
+        torch.testing.assert_close(got, want)
+    assert code.count("std::pow(") == 1
+    assert code.index("std::pow(") < code.index("for(")
 
 
 def test_a_call_goes_past_dynamo(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
