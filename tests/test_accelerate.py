@@ -28,7 +28,7 @@ DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", norm="layer"
 CROSSQ = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", norm_after_activation=True)
 XQC = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", unit_norm=True)
 DROQ = functools.partial(MLP, hidden=[8], activation="relu", norm="layer", dropout=0.2)
-BLOCKS = functools.partial(Residual, block="pre_layer", width=8, blocks=2, expansion=2, activation="relu")
+BLOCKS = functools.partial(Residual, block="pre_layer", width=8, blocks=1, expansion=2, activation="relu")
 CATEGORICAL = functools.partial(Categorical, atoms=7, v_min=-3, v_max=3)
 QUANTILE = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=1)
 MIN_BY_MEAN = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=None)
@@ -68,9 +68,9 @@ CASES = [
     pytest.param(
         "sac",
         {"network": functools.partial(BLOCKS, block="post_batch", unit_norm=True), "value": CATEGORICAL,
-         "policy_delay": 2, "noise_mu": 2.0}, PRIORITIZED, id="flashsac",
+         "policy_delay": 2, "noise_mu": 2.0}, PRIORITIZED, id="flashsac", marks=SLOW,
     ),
-    pytest.param("sac", {"network": BLOCKS, "optimizer": OPTIMIZERS["adamw"]}, {}, id="simba", marks=SLOW),
+    pytest.param("sac", {"network": BLOCKS, "optimizer": OPTIMIZERS["adamw"]}, {}, id="simba"),
     pytest.param(
         "sac", {"network": functools.partial(BLOCKS, block="post_layer", expansion=1), "value": MIN_BY_MEAN,
                 "target_reduce": "mean", "actor_reduce": "mean"}, PRIORITIZED, id="bro", marks=SLOW,
