@@ -53,14 +53,14 @@ class RepeatedActions:
     """Random actions that last: each is repeated n times, P(n) ∝ n^-μ (εz-greedy, Dabney et al. 2021, with μ = 2).
 
     Single random actions cancel out within a few steps; a few long pushes cross plateaus that those never leave. An
-    action lasts at most `LONGEST` steps and not beyond its episode. Without `mu` it lasts one step.
+    action lasts at most `longest` steps and not beyond its episode. Without `mu` it lasts one step.
     """
 
     LONGEST = 10_000
 
-    def __init__(self, mu: float | None, generator: torch.Generator):
+    def __init__(self, mu: float | None, generator: torch.Generator, longest: int = LONGEST):
         self.mu, self.generator = mu, generator
-        weights = torch.arange(1, self.LONGEST + 1, dtype=torch.float64) ** -(mu or 0.0)
+        weights = torch.arange(1, longest + 1, dtype=torch.float64) ** -(mu or 0.0)
         totals = weights.cumsum(0)
         self.at_most = totals / totals[-1]  # P(duration ≤ n) at index n - 1
         self.action = self.left = torch.zeros(0, dtype=torch.int64)
@@ -70,13 +70,17 @@ class RepeatedActions:
         if self.mu is None:
             return at_random, action
         if len(self.left) != len(first):
-            self.action = self.left = torch.zeros_like(action)
+            self.action, self.left = torch.zeros_like(action), torch.zeros(len(first), dtype=torch.int64)
         dice = torch.rand(len(first), dtype=torch.float64, generator=self.generator)
         duration = 1 + torch.searchsorted(self.at_most, dice)
         goes_on = (self.left > 0) & ~first
-        self.action = torch.where(goes_on, self.action, action)
+        self.action = torch.where(goes_on.view(-1, *[1] * (action.dim() - 1)), self.action, action)
         self.left = torch.where(goes_on, self.left, duration * at_random) - 1
         return at_random | goes_on, self.action
+
+    def hold(self, noise: Tensor, first: Tensor) -> Tensor:
+        """Noise `[N, act]` of environments that all act by it; it lasts like random actions (FlashSAC)."""
+        return self.extend(torch.ones(len(noise), dtype=torch.bool), noise, first)[1]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.mu is None else {"action": self.action, "left": self.left}

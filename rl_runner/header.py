@@ -70,10 +70,12 @@ def learning(run: Run, num_updates: int) -> str:
         if config.clip_rewards
         else ""
     )
-    falling = ", learning rates falling to 0" if config.lr_schedule == "linear" and optimizers(run.agent) else ""
+    falls, end = config.lr_schedule != "constant" and optimizers(run.agent), config.lr_end
+    falling = f", learning rates falling to {f'{end:g} of what they are' if end else 0}" if falls else ""
+    resets = ", ".join(f"{at:,}" for at in getattr(run.agent, "reset_at", ()))
     return (
         f"{config.total_steps:,} environment steps; {_plural(config.updates, 'update')} per {every}{warm_up}, "
-        f"{num_updates:,} in all{falling}{clipped}"
+        f"{num_updates:,} in all{falling}{clipped}" + (f"; networks begin anew at {resets}" if resets else "")
     )
 
 

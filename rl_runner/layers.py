@@ -22,6 +22,20 @@ class LayerNorm(nn.Module):
         return F.layer_norm(widened(x), x.shape[-1:]) * self.weight + self.bias
 
 
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) with a gain `[*lead, 1, n]` (Zhang & Sennrich 2019)."""
+
+    EPSILON = 1e-6
+
+    def __init__(self, n: int, lead: tuple[int, ...] = ()):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*lead, 1, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = widened(x)
+        return x * (x.square().mean(dim=-1, keepdim=True) + self.EPSILON).rsqrt() * self.weight
+
+
 class BatchNorm(nn.Module):
     """Batch renormalisation over the batch axis, with gain, bias and running statistics `[*lead, 1, n]`.
 

@@ -1,6 +1,7 @@
 """Gradient steps and target updates: the only places where parameters change."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,13 +39,19 @@ def optimizers(owner: object) -> list[Optimizer]:
     return [value for value in vars(owner).values() if isinstance(value, Optimizer)]
 
 
-def linear_decay(step: int, total_steps: int) -> float:
-    """The factor of the learning rates that falls in a straight line from 1 to 0 over the run."""
-    return max(0.0, 1.0 - step / total_steps)
+def lr_factor(schedule: str, end: float, total_steps: int, step: int) -> float:
+    """What learning rates are multiplied by: it falls from 1 to `end` over the run, in a straight line or, if `cosine`,
+    along half a wave (Loshchilov & Hutter 2017)."""
+    left = max(0.0, 1.0 - step / total_steps)
+    if schedule == "cosine":
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return end + (1.0 - end) * left
 
 
-def with_linear_decay(update: Callable[[int], None], agent: object, total_steps: int) -> Callable[[int], None]:
-    """`update(step)` with all of the agent's learning rates scaled to the step.
+def with_schedule(
+    update: Callable[[int], None], agent: object, factor: Callable[[int], float]
+) -> Callable[[int], None]:
+    """`update(step)` with all of the agent's learning rates multiplied by the factor of the step.
 
     They become tensors, so that a graph reads them at every call instead of holding their first values.
     """
@@ -56,17 +63,16 @@ def with_linear_decay(update: Callable[[int], None], agent: object, total_steps:
             group = optimizer.param_groups[i]
             group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
-    def decayed(step: int) -> None:
-        factor = linear_decay(step, total_steps)
+    def scheduled(step: int) -> None:
         for (optimizer, i), lr in zip(groups, initial, strict=True):
             group = optimizer.param_groups[i]
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(factor * lr)
+                group["lr"].fill_(factor(step) * lr)
             else:
-                group["lr"] = factor * lr
+                group["lr"] = factor(step) * lr
         update(step)
 
-    return decayed
+    return scheduled
 
 
 def minimize(loss: Tensor, optimizer: Optimizer, max_norm: float | None = None) -> Tensor:

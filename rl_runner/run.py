@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rl_runner import accelerate, beside, header
 from rl_runner.config.schema import Config, save_config, written_values
@@ -19,14 +21,14 @@ from rl_runner.evaluate import evaluator_of
 from rl_runner.logger import Averages, Logger, finite
 from rl_runner.machine import available, facts, resolve_device, set_up, versions
 from rl_runner.normalize import Normalizer
-from rl_runner.optim import with_linear_decay
+from rl_runner.optim import lr_factor, with_schedule
 from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
 from rl_runner.persistence.checkpoint import Checkpoints, Saved
 from rl_runner.persistence.session import Saver, Session, session_in
-from rl_runner.persistence.state import state_of, tensors
+from rl_runner.persistence.state import load_state, state_of, tensors
 from rl_runner.protocols import Agent
 from rl_runner.resume import check_config, check_finite, extends, finished, restore
-from rl_runner.seeding import generator
+from rl_runner.seeding import derive, generator
 from rl_runner.train import Run, log_due, train, training_row, updates_due
 from rl_runner.wiring import wire
 
@@ -38,7 +40,8 @@ def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     replay = wire(config.factory("replay"), wired | {"gamma": agent.gamma, "directory": directory})
     evaluator = evaluator_of(config, agent.gamma, rebuild)
     warm_up = generator(config.seed, "warm-up")
-    return Run(config, envs, agent, replay, evaluator, Averages(), warm_up, wired.get("normalizer"))
+    renewed = partial(renew, agent, config, envs.spec)
+    return Run(config, envs, agent, replay, evaluator, Averages(), warm_up, wired.get("normalizer"), renewed)
 
 
 def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
@@ -57,6 +60,15 @@ def build_agent(config: Config, spec: Spec) -> tuple[Agent, dict[str, Any]]:
         wired["normalizer"] = Normalizer(config, spec, agent)
         wired["normalizer"].attach(agent)
     return agent, wired
+
+
+def renew(agent: Any, config: Config, spec: Spec, step: int) -> None:
+    """Let networks, temperature and optimizers begin anew, by a seed of the step's own; the rest goes on (BRO)."""
+    seed = derive(config.seed, f"reset at {step}")
+    fresh, _ = build_agent(config.model_copy(update={"seed": seed}), spec)
+    for name in agent.PARTS:
+        if isinstance(part := getattr(agent, name), nn.Module | Tensor | Optimizer):
+            load_state(part, state_of(getattr(fresh, name)))
 
 
 def run(config: Config, directory: Path) -> dict[str, Any]:
@@ -109,8 +121,9 @@ def work(config: Config, directory: Path, session: Session, saved: Saved | None)
     update = accelerate.build_update(
         parts.agent, parts.replay, parts.averages, origin["accelerate"], origin["precision"]
     )
-    if config.lr_schedule == "linear":  # before a checkpoint puts learning rates back that have fallen already
-        update = with_linear_decay(update, parts.agent, config.total_steps)
+    if config.lr_schedule != "constant":  # before a checkpoint puts learning rates back that have fallen already
+        factor = partial(lr_factor, config.lr_schedule, config.lr_end, config.total_steps)
+        update = with_schedule(update, parts.agent, factor)
     log = checkpoint.log_of(parts.replay, directory / CHECKPOINT)
     if saved:
         restore(parts, log, saved, origin)

@@ -16,7 +16,7 @@ from rl_runner.evaluate import Evaluator
 from rl_runner.explore import uniform_policy
 from rl_runner.logger import Averages
 from rl_runner.normalize import Normalizer
-from rl_runner.optim import linear_decay, optimizers
+from rl_runner.optim import lr_factor, optimizers
 from rl_runner.protocols import Agent, Replay
 
 
@@ -71,6 +71,7 @@ class Run:
     averages: Averages
     warm_up: torch.Generator
     normalizer: Normalizer | None = None
+    renew: Callable[[int], None] = lambda step: None  # lets the agent begin anew at a step of its `reset_at`
     step: int = 0  # environment steps
     updates: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -102,6 +103,9 @@ def train(run: Run, update: Callable[[int], None], write: Write, after_step: Cal
         run.step += config.num_envs
         run.finished_episodes += result.episodes
 
+        for at in getattr(agent, "reset_at", ()):
+            if before < at <= run.step:
+                run.renew(at)
         due = updates_due(config, agent.batch_size, before, run.step)
         if due and run.updates == 0:
             run.stopwatch.read(before, 0)  # random steps are fast, and would hide how fast it learns
@@ -156,6 +160,8 @@ def training_row(run: Run) -> Row:
 def schedules(run: Run) -> dict[str, float]:
     """What may change on schedule, by tag: ε or noise scale of an agent that tells, a learning rate that falls."""
     values: dict[str, float] = getattr(run.agent, "exploration", lambda step: {})(run.step)
-    if run.config.lr_schedule == "linear" and optimizers(run.agent) and "lr" in run.config.optimizer:
-        values["charts/learning_rate"] = run.config.optimizer["lr"] * linear_decay(run.step, run.config.total_steps)
+    config = run.config
+    if config.lr_schedule != "constant" and optimizers(run.agent) and "lr" in config.optimizer:
+        factor = lr_factor(config.lr_schedule, config.lr_end, config.total_steps, run.step)
+        values["charts/learning_rate"] = config.optimizer["lr"] * factor
     return values

@@ -13,9 +13,10 @@ from rl_runner import accelerate
 from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
-from rl_runner.optim import with_linear_decay
+from rl_runner.optim import lr_factor, with_schedule
 from rl_runner.persistence.state import state_of
 from rl_runner.replay import PrioritizedReplay, UniformReplay
+from rl_runner.residual import Residual
 from rl_runner.run import build
 from rl_runner.train import train
 from rl_runner.values import Categorical, Quantile
@@ -27,6 +28,7 @@ DUELING = functools.partial(Dueling, hidden=[8], activation="gelu", norm="layer"
 CROSSQ = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", norm_after_activation=True)
 XQC = functools.partial(MLP, hidden=[8], activation="relu", norm="batch", unit_norm=True)
 DROQ = functools.partial(MLP, hidden=[8], activation="relu", norm="layer", dropout=0.2)
+BLOCKS = functools.partial(Residual, block="pre_layer", width=8, blocks=1, expansion=2, activation="relu")
 CATEGORICAL = functools.partial(Categorical, atoms=7, v_min=-3, v_max=3)
 QUANTILE = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=1)
 MIN_BY_MEAN = functools.partial(Quantile, quantiles=5, kappa=1.0, drop=None)
@@ -62,6 +64,16 @@ CASES = [
     pytest.param(
         "sac", {"network": XQC, "value": CATEGORICAL, "target_reduce": "mean", "policy_delay": 2}, PRIORITIZED,
         id="xqc", marks=SLOW,
+    ),
+    pytest.param(
+        "sac",
+        {"network": functools.partial(BLOCKS, block="post_batch", unit_norm=True), "value": CATEGORICAL,
+         "policy_delay": 2, "noise_mu": 2.0}, PRIORITIZED, id="flashsac", marks=SLOW,
+    ),
+    pytest.param("sac", {"network": BLOCKS, "actor_lr": 1e-3}, {}, id="simba"),
+    pytest.param(
+        "sac", {"network": functools.partial(BLOCKS, block="post_layer", expansion=1), "value": MIN_BY_MEAN,
+                "target_reduce": "mean", "actor_reduce": "mean"}, PRIORITIZED, id="bro", marks=SLOW,
     ),
     pytest.param(
         "sac", {"value": QUANTILE, "target_reduce": "mean", "actor_reduce": "first"}, {}, id="sac-mean", marks=SLOW
@@ -251,7 +263,7 @@ def test_a_graph_reads_falling_learning_rates(float64: None, make_agent: Any, na
     for mode in ("eager", "compile"):
         agent = make_agent("dqn", network=NETWORK, optimizer=OPTIMIZERS[name])
         update = accelerate.build_update(agent, InDouble(filled_replay("dqn")), Averages(), mode)
-        update = with_linear_decay(update, agent, total_steps=20)
+        update = with_schedule(update, agent, functools.partial(lr_factor, "linear", 0.0, 20))
         for step in range(20):
             update(step)
         agents.append(agent)

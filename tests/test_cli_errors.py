@@ -268,7 +268,7 @@ def rl_runner(tmp_path, monkeypatch, capsys):
             ["algo=glob([d]*): the pattern is not understood; quote it, as in \"algo=glob('[a-c]*')\""],
         ),
         (
-            "-m algo=glob(*,exclude=[q*,dqn,ddqn,droq,d4pg,c*,tqc,redq,xqc*]) env=CartPole-v1",
+            "-m algo=glob(*,exclude=[q*,dqn,ddqn,droq,d4pg,c*,tqc,redq,xqc*,bro*,f*,simba]) env=CartPole-v1",
             [
                 f"{algo} needs continuous actions, CartPole-v1 has discrete ones: use algo=dqn, ddqn or sac"
                 for algo in ("DDPG", "TD3")

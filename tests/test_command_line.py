@@ -34,8 +34,8 @@ Command = Callable[..., Ended]
 Shown = Callable[..., list[str]]
 
 ALGOS = (
-    "c51", "crossq", "crossq_wide", "d4pg", "ddpg", "ddqn", "dqn", "droq", "munchausen", "q_learning", "qrdqn",
-    "rainbow", "redq", "sac", "td3", "tqc", "xqc", "xqc_small",
+    "bro_fast", "c51", "crossq", "crossq_wide", "d4pg", "ddpg", "ddqn", "dqn", "droq", "flashsac", "munchausen",
+    "q_learning", "qrdqn", "rainbow", "redq", "sac", "simba", "td3", "tqc", "xqc", "xqc_small",
 )  # fmt: skip
 SCRIPT = str(Path(sys.executable).with_name("rl-runner"))
 FILES = [file for file in sorted(notes.CONFIGS.glob("*/**/*.yaml")) if "_target_: rl_runner" in file.read_text()]

@@ -1,10 +1,12 @@
 """One update of SAC with norms, dropout, ensembles, delay or no targets against a literal transcription.
 
-Networks are written out row by row and unit by unit: CrossQ, XQC, REDQ, DroQ and what lies between them.
+Networks are written out row by row and unit by unit: CrossQ, XQC, REDQ, DroQ, SimBa, BRO, FlashSAC and what lies
+between them.
 """
 
 import functools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from rl_runner.layers import BatchNorm
 from rl_runner.networks import MLP
+from rl_runner.residual import Residual
 from rl_runner.values import Scalar
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -24,6 +27,10 @@ NETWORK = functools.partial(MLP, hidden=[5, 4], activation="relu")
 BATCH = functools.partial(NETWORK, norm="batch")
 CROSSQ = functools.partial(BATCH, norm_after_activation=True)
 DROQ = functools.partial(NETWORK, norm="layer", dropout=0.3)
+SIMBA, BRO, FLASHSAC = (
+    functools.partial(Residual, block=block, width=3, blocks=2, expansion=expansion, activation="relu")
+    for block, expansion in (("pre_layer", 2), ("post_layer", 1), ("post_batch", 2))
+)
 
 
 class LiteralScalar:
@@ -76,6 +83,19 @@ CASES: dict[str, dict[str, Any]] = {
         "target_entropy_per_dim": -0.5,
     },
     "xqc of layer norms": {"network": functools.partial(NETWORK, norm="layer", unit_norm=True)},
+    "simba": {
+        "network": functools.partial(SIMBA, blocks=1), "critic_network": SIMBA, "target_entropy_per_dim": -0.5,
+    },
+    "bro": {
+        "network": functools.partial(BRO, blocks=1), "critic_network": BRO, "head": Pool(), "target_reduce": "mean",
+        "actor_reduce": "mean",
+    },
+    "bro of weights of norm one, its lowest critic": {"network": functools.partial(BRO, unit_norm=True)},
+    "flashsac": {
+        "network": functools.partial(FLASHSAC, unit_norm=True), "head": LiteralCategorical(), "policy_delay": 2,
+        "target_entropy_per_dim": -0.478182,
+    },
+    "flashsac, renormalised from the second call on": {"network": FLASHSAC, "calls": 99_999},
     "redq": {"critics": 4, "target_of": 2, "actor_reduce": "mean", "policy_delay": 2},
     "droq": {"critic_network": DROQ, "actor_reduce": "mean", "policy_delay": 2},
     "droq, batches normalised": {"critic_network": functools.partial(BATCH, dropout=0.3)},
@@ -139,6 +159,8 @@ def outputs(
     seed: Any = None,
 ) -> list[Tensor]:
     """What one network, a member of an ensemble or the actor, says of all rows."""
+    if "block" in keys:
+        return residual(p, s, xs, keys, member, training)
     norm, after, rate = (keys.get(key) for key in ("norm", "norm_after_activation", "dropout"))
     if norm == "batch":
         xs = normalised(p, s, "net.input_norm", xs, member, training)
@@ -161,6 +183,50 @@ def outputs(
     weight, bias = p["net.output.weight"], p["net.output.bias"]
     weight, bias = (weight, bias[0]) if member is None else (weight[member], bias[member][0])
     return [x @ weight + bias for x in xs]
+
+
+def residual(p: Params, s: Statistics, xs: list[Tensor], keys: Any, member: int | None, training: bool) -> list[Tensor]:
+    """The same of residual blocks, as SimBa, BRO and FlashSAC have them."""
+
+    def affine(name: str, xs: list[Tensor]) -> list[Tensor]:
+        weight, bias = p[f"net.{name}.weight"], p[f"net.{name}.bias"]
+        weight, bias = (weight, bias[0]) if member is None else (weight[member], bias[member][0])
+        return [torch.stack([x @ weight[:, j] + bias[j] for j in range(len(bias))]) for x in xs]
+
+    def layer(name: str, xs: list[Tensor]) -> list[Tensor]:
+        return [layer_normalised(p, f"net.{name}", x, member) for x in xs]
+
+    def batch(name: str, xs: list[Tensor]) -> list[Tensor]:
+        return normalised(p, s, f"net.{name}", xs, member, training)
+
+    def relu(xs: list[Tensor]) -> list[Tensor]:
+        return [torch.stack([unit if unit > 0 else 0 * unit for unit in x]) for x in xs]
+
+    def rms(xs: list[Tensor]) -> list[Tensor]:
+        gain = p["net.last_norm.weight"]
+        gain = gain[0] if member is None else gain[member][0]
+        return [x / torch.sqrt(average([unit * unit for unit in x]) + 1e-6) * gain for x in xs]
+
+    kind, changes = keys["block"], []
+    if kind == "post_batch":
+        xs = batch("input_norm", xs)
+    xs = affine("first", xs)
+    if kind == "post_layer":
+        xs = relu(layer("first_norm", xs))
+    for i in range(keys["blocks"]):
+        if kind == "pre_layer":
+            changes = affine(f"down.{i}", relu(affine(f"up.{i}", layer(f"up_norms.{i}", xs))))
+        elif kind == "post_layer":
+            changes = layer(f"down_norms.{i}", affine(f"down.{i}", relu(layer(f"up_norms.{i}", affine(f"up.{i}", xs)))))
+        else:
+            inside = relu(batch(f"up_norms.{i}", affine(f"up.{i}", xs)))
+            changes = relu(batch(f"down_norms.{i}", affine(f"down.{i}", inside)))
+        xs = [x + change for x, change in zip(xs, changes, strict=True)]
+    if kind == "pre_layer":
+        xs = layer("last_norm", xs)
+    elif kind == "post_batch":
+        xs = rms(xs)
+    return affine("output", xs)
 
 
 def ensemble(p: Params, s: Statistics, pairs: Any, keys: Any, members: int, **told: Any) -> list[list[Tensor]]:
@@ -186,7 +252,7 @@ def of_norm_one(params: Params) -> Params:
     """Every hidden unit's weights divided by their norm."""
     scaled = dict(params)
     for name in params:
-        if "hidden" in name and "weight" in name:
+        if re.fullmatch(r"net\.(hidden|first|up|down)(\.\d)?\.weight", name):
             weight = params[name].detach().clone()
             for unit in range(weight.shape[-1]):
                 for matrix in weight if weight.dim() == 3 else [weight]:
@@ -221,7 +287,7 @@ def test_sac(make_agent: Any, case: dict[str, Any]) -> None:
         next_action, next_log_prob = zip(*map(squashed, outs, next_noise, [-5.0] * 5, [2.0] * 5), strict=True)
         now, then = list(zip(batch.obs, batch.action, strict=True)), list(zip(batch.next_obs, next_action, strict=True))
         judges = "target_critics" if targets else "critics"
-        if keys.get("norm") == "batch":
+        if keys.get("norm") == "batch" or keys.get("block") == "post_batch":
             told = {"training": True, "seed": seeds[0]}
             both = ensemble(p["critics"], s["critics"], now + then, keys, E, **told)
             if targets:

@@ -17,6 +17,7 @@ TINY = (
     "eval_episodes=2", "final_eval_episodes=3", "update_every=2",
 )  # fmt: skip
 DEEP = ("network.hidden=[16]", "algo.batch_size=8", "algo.gamma=0.9", "replay.capacity=250")
+BLOCKS = ("actor_network.width=8", "critic_network.width=8", "critic_network.blocks=1", *DEEP[1:])
 PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
 
 NORMALIZED = ("normalize_observations=true", "normalize_rewards=5", "env.max_episode_steps=70")
@@ -36,6 +37,8 @@ FAST = {
     "sac-Pendulum-normalized-3": ("algo=sac", "env=Pendulum-v1", "num_envs=3", *NORMALIZED, *DEEP),
     "crossq-Pendulum-3": ("algo=crossq", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "droq-Pendulum-1": ("algo=droq", "env=Pendulum-v1", "num_envs=1", "updates=2", "algo.policy_delay=3", *DEEP),
+    "flashsac-Pendulum-3": ("algo=flashsac", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *BLOCKS),
+    "bro_fast-Pendulum-1": ("algo=bro_fast", "env=Pendulum-v1", "num_envs=1", "algo.reset_at=[200,400]", *BLOCKS),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }
@@ -57,6 +60,9 @@ ENVS = {
     "xqc_small": ["Pendulum-v1"],
     "redq": ["Pendulum-v1"],
     "droq": ["Pendulum-v1"],
+    "simba": ["Pendulum-v1"],
+    "bro_fast": ["Pendulum-v1"],
+    "flashsac": ["Pendulum-v1"],
 }
 MATRIX = [
     pytest.param(algo, env, num_envs, accelerate, id=f"{algo}-{env}-{num_envs}-{accelerate}")
@@ -81,6 +87,8 @@ def test_killed_run_ends_with_the_same_bits_everywhere(
     algo: str, env: str, num_envs: int, accelerate: str, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     deep = () if algo == "q_learning" else (*DEEP, *BOUNDS) if algo == "d4pg" else DEEP
+    if algo in ("simba", "bro_fast", "flashsac"):
+        deep = (*BLOCKS, "algo.reset_at=[300]")
     if algo == "discrete_sac":
         algo, deep = "sac", (*DISCRETE_SAC, *deep)
     overrides = (f"algo={algo}", f"env={env}", f"num_envs={num_envs}", f"accelerate={accelerate}", *deep)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from rl_runner.optim import Targets, build, minimize, parameters, traceable, with_linear_decay
+from rl_runner.optim import Targets, build, lr_factor, minimize, parameters, traceable, with_schedule
 
 ADAM = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3}
 VARIANTS: list[tuple[type[Optimizer], dict[str, Any]]] = [
@@ -68,10 +68,10 @@ def test_learning_rates_fall_like_a_scheduler_of_pytorch(
     agent = Agent(net)
     references = [kind(twin[0].parameters(), **keys), kind(twin[2].parameters(), **keys | {"lr": 0.05})]
     schedulers = [LambdaLR(reference, lambda update: 1 - (4 * update) / 24) for reference in references]
-    update = with_linear_decay(
+    update = with_schedule(
         lambda step: [minimize(loss_of(net, step), optimizer) for optimizer in (agent.body, agent.head)],
         agent,
-        total_steps=24,
+        functools.partial(lr_factor, "linear", 0.0, 24),
     )
     for i in range(7):
         update(4 * i)

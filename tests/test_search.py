@@ -281,6 +281,7 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
 
 
 CONTINUOUS = ["ddpg", "d4pg", "td3", "sac", "tqc", "crossq", "crossq_wide", "xqc", "xqc_small", "redq", "droq"]
+CONTINUOUS += ["simba", "bro_fast", "flashsac"]
 
 
 @pytest.mark.parametrize("algo", [*DISCRETE, "q_learning", *CONTINUOUS])

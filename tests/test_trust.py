@@ -23,7 +23,7 @@ from rl_runner.errors import UserError, hide
 # Every class that may be named, in all of rl_runner, torch.optim and torch.nn; written by hand.
 MEMBERS = {
     "algo": {"QLearning", "DQN", "DDPG", "TD3", "SAC", "DiscreteSAC"},
-    "network": {"MLP", "Dueling", "Linear"},
+    "network": {"MLP", "Dueling", "Linear", "Residual"},
     "optimizer": {
         "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop",
         "SGD",

@@ -1,6 +1,6 @@
 """DDPG (Lillicrap et al. 2016): a deterministic actor that climbs its critic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -26,7 +26,8 @@ class DDPG(NoisyPolicy):
 
     `noise`: `gaussian` or `ou` (Ornstein-Uhlenbeck); `noise_scale`: standard deviation of what is added in each step to
     actions in [-1, 1], or to the Ornstein-Uhlenbeck process, which itself then spreads 1.9 times as wide.
-    `max_grad_norm`: clip both gradients' norms.
+    `max_grad_norm`: clip both gradients' norms. `reset_at`: environment steps before whose updates networks
+    and optimizers begin anew.
     """
 
     actions = "continuous"
@@ -60,10 +61,11 @@ class DDPG(NoisyPolicy):
         noise: Literal["gaussian", "ou"],
         noise_scale: NonNegativeFloat,
         max_grad_norm: PositiveFloat | None,
+        reset_at: Sequence[PositiveInt] = (),
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
-        self.tau, self.max_grad_norm = tau, max_grad_norm
+        self.tau, self.max_grad_norm, self.reset_at = tau, max_grad_norm, reset_at
         self.behaviour = generator(seed, "behaviour")
         self.noise = action_noise(noise, spec.action_dim, noise_scale, self.behaviour)
         self.value = value()

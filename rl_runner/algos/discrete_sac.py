@@ -1,7 +1,7 @@
 """SAC for discrete actions (Christodoulou 2019): expectations over all actions instead of samples; `algo=sac` too."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -30,6 +30,7 @@ class DiscreteSAC:
     `alpha`: `auto` learns the temperature, starting at `initial_alpha`, so that the policy's entropy meets
     `target_entropy`, in nats (null: 0.7 log A); a number fixes it. `max_grad_norm`: clip actor and critic gradients.
     `critics`: how many, and `actor_reduce`: whether the actor climbs the lowest of them or their mean.
+    `reset_at`: environment steps before whose updates networks, temperature and optimizers begin anew.
     """
 
     actions = "discrete"
@@ -68,11 +69,12 @@ class DiscreteSAC:
         max_grad_norm: PositiveFloat | None,
         critics: PositiveInt = 2,
         actor_reduce: Literal["min", "mean"] = "min",
+        reset_at: Sequence[PositiveInt] = (),
     ):
         assert spec.num_actions is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
         self.tau, self.max_grad_norm, self.actor_reduce = tau, max_grad_norm, actor_reduce
-        self.num_actions = spec.num_actions
+        self.num_actions, self.reset_at = spec.num_actions, reset_at
         self.behaviour = generator(seed, "behaviour")
         self.value = value()
         init = generator(seed, "init")

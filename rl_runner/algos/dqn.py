@@ -1,6 +1,6 @@
 """DQN (Mnih et al. 2015), Double DQN (van Hasselt et al. 2016), Munchausen DQN (Vieillard et al. 2020)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Literal
@@ -32,6 +32,7 @@ class DQN:
     `epsilon_decay` per environment step. `epsilon_mu`: a random action is repeated n times, P(n) ∝ n^-μ.
     `munchausen`: such a share of τ log π(a|s), but not below `log_pi_min`, is added to the reward, and the target takes
     the soft value of π = softmax(Q⁻/τ) for the maximum; τ is `temperature` (null: neither; paper 0.9).
+    `reset_at`: environment steps before whose updates networks and optimizers begin anew.
     """
 
     actions = "discrete"
@@ -66,13 +67,14 @@ class DQN:
         munchausen: Fraction | None = None,
         temperature: PositiveFloat = 0.03,
         log_pi_min: NonPositiveFloat = -1.0,
+        reset_at: Sequence[PositiveInt] = (),
     ):
         assert spec.num_actions is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
         self.num_actions = spec.num_actions
         self.double, self.huber, self.max_grad_norm = double, huber, max_grad_norm
         self.tau = tau if target_update == "polyak" else None
-        self.target_every = target_every
+        self.target_every, self.reset_at = target_every, reset_at
         self.copies = 0
         self.munchausen, self.temperature, self.log_pi_min = munchausen, temperature, log_pi_min
         self.epsilon = schedule_of(epsilon_schedule, epsilon_min, epsilon_fraction, epsilon_decay, total_steps)

@@ -1,6 +1,6 @@
 """SAC (Haarnoja et al. 2018, 2018b): maximum-entropy actor-critic with a learned or a fixed temperature."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -12,12 +12,13 @@ from rl_runner import losses
 from rl_runner.actors import GaussianActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
+from rl_runner.explore import RepeatedActions
 from rl_runner.networks import Critics, NetworkFactory
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
 from rl_runner.values import Value, critic_report
-from rl_runner.wiring import Fraction, wire
+from rl_runner.wiring import AboveOne, Fraction, wire
 
 Drawn = Tensor | None  # by options alone
 
@@ -33,6 +34,8 @@ class SAC:
     their mean (`target_reduce`); the actor climbs the lowest of all, their mean or the first (`actor_reduce`).
     `target_update`: target critics follow by `tau`, are copied every `target_every` environment steps, or there are
     none. `policy_delay`: actor and temperature learn at every so many updates.
+    `noise_mu`: the noise of exploration is held for n steps, P(n) ∝ n^-μ, n ≤ 16. `reset_at`: environment steps before
+    whose updates networks, temperature and optimizers begin anew.
     """
 
     actions = "continuous"
@@ -82,13 +85,16 @@ class SAC:
         target_every: PositiveInt = 1_000,
         policy_delay: PositiveInt = 1,
         target_entropy_per_dim: FiniteFloat = -1.0,
+        noise_mu: AboveOne | None = None,
+        reset_at: Sequence[PositiveInt] = (),
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
         self.max_grad_norm, self.actor_reduce = max_grad_norm, actor_reduce
-        self.policy_delay, self.updates = policy_delay, 0
+        self.policy_delay, self.updates, self.reset_at = policy_delay, 0, reset_at
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
+        self.repeats = RepeatedActions(noise_mu, self.behaviour, longest=16)
         self.sampling = generator(seed, "sampling", device)
         self.value = value()
         self.reduced = self.value.pessimistic if target_reduce == "min" else self.value.average
@@ -102,6 +108,8 @@ class SAC:
         self.target_critics = deepcopy(self.critics).requires_grad_(False) if self.has_targets else self.critics
         if not self.has_targets:
             self.PARTS = tuple(name for name in self.PARTS if name != "target_critics")
+        if noise_mu:  # only then is there something to save, and checkpoints of before go on
+            self.PARTS = (*self.PARTS, "repeats")
         own_statistics = self.critics.normalises_batches  # of targets that pass over whole batches themselves
         self.targets = Targets((self.target_critics, self.critics), statistics=not own_statistics)
         self.actor_optimizer = build(actor_optimizer, self.actor.parameters())
@@ -117,7 +125,7 @@ class SAC:
     def explore(self, obs: Tensor, step: int, first: Tensor) -> Tensor:
         """a ~ π(·|s), `[N, act]`."""
         noise = torch.randn(len(obs), self.action_dim, generator=self.behaviour)
-        return self.behave(obs, noise).cpu()
+        return self.behave(obs, self.repeats.hold(noise, first)).cpu()
 
     def behave(self, obs: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = self.actor(obs.to(self.device))

@@ -1,6 +1,6 @@
 """TD3 (Fujimoto et al. 2018): DDPG with twin critics, target policy smoothing and delayed policy updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -27,7 +27,8 @@ class TD3(NoisyPolicy):
     `noise_scale`: standard deviation of the behaviour's Gaussian noise. `policy_noise`, `noise_clip`: the noise on the
     target policy's action and its bound. `policy_delay`: actor and all targets move every so many updates.
     `actor_objective`: the actor climbs the first critic (`q1`) or the smaller of the two (`min`).
-    `max_grad_norm`: clip both gradients' norms.
+    `max_grad_norm`: clip both gradients' norms. `reset_at`: environment steps before whose updates networks
+    and optimizers begin anew.
     """
 
     actions = "continuous"
@@ -65,13 +66,14 @@ class TD3(NoisyPolicy):
         policy_delay: PositiveInt,
         actor_objective: Literal["q1", "min"],
         max_grad_norm: PositiveFloat | None,
+        reset_at: Sequence[PositiveInt] = (),
     ):
         assert spec.action_dim is not None
         self.gamma, self.batch_size, self.device = gamma, batch_size, device
         self.tau, self.max_grad_norm = tau, max_grad_norm
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
         self.policy_delay, self.actor_objective = policy_delay, actor_objective
-        self.updates = 0
+        self.updates, self.reset_at = 0, reset_at
         self.action_dim = spec.action_dim
         self.behaviour = generator(seed, "behaviour")
         self.smoothing = generator(seed, "smoothing", device)

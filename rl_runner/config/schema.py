@@ -44,7 +44,8 @@ class RunLevel(Strict):
     learning_starts: NonNegativeInt
     update_every: PositiveInt
     updates: PositiveInt
-    lr_schedule: Literal["constant", "linear"] = "constant"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_end: Fraction = 0.0
     device: Annotated[str, AfterValidator(_device)]
     threads: Literal["auto"] | PositiveInt
     accelerate: Literal["auto", "eager", "compile", "cudagraph"]

@@ -30,6 +30,7 @@ NETWORK = Role(
     "rl_runner.networks",
     "rl_runner.networks.NetworkFactory",
     frozenset({"n_in", "n_out", "lead", "generator", "spec", "outputs"}),
+    besides=("rl_runner.residual",),
 )
 OPTIMIZER = Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"}))
 PARTS = {

@@ -216,6 +216,8 @@ def _option_problems(config: Config, targets: Targets) -> list[str]:
         problems.append(
             "algo.double=true: selects an action, of which algo.munchausen's target is the mean; use algo.double=false"
         )
+    if config.lr_end and config.lr_schedule == "constant":
+        problems.append(f"lr_end={config.lr_end:g}: is where a schedule ends: add lr_schedule=linear or cosine")
     ours = algo is not None and algo.__module__.startswith("rl_runner.")
     for name in ("network", "actor_network", "critic_network"):
         if (noisy := getattr(config, name).get("noisy")) and ours and not hasattr(algo, "noisy_layers"):
@@ -244,9 +246,10 @@ def _network_problems(config: Config, targets: Targets) -> list[str]:
         except UserError as error:
             key = str(error).partition("=")[0].removeprefix("network.")
             problems.append(str(error).replace("network.", f"{place[key]}."))
-        if make.keywords.get("norm") == "batch" and config.algo.get("batch_size") == 1:
+        key, other = ("block", "pre_layer") if "block" in place else ("norm", "layer")
+        if str(make.keywords.get(key)).endswith("batch") and config.algo.get("batch_size") == 1:
             line = "a batch of one has no variance: use algo.batch_size=256, or "
-            problems.append(f"algo.batch_size=1: {line}{place['norm']}.norm=layer")
+            problems.append(f"algo.batch_size=1: {line}{place[key]}.{key}={other}")
         if rate := make.keywords.get("dropout"):
             where = f"{place['dropout']}.dropout={rate:g}"
             if not learns_with_seeds:
