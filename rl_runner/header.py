@@ -18,8 +18,8 @@ from rl_runner.persistence import flatten
 from rl_runner.train import Run
 
 MACHINE = (  # what decides how, not what is learned
-    "device", "threads", "accelerate", "precision", "eval_process", "log_every", "checkpoint_every", "plugins",
-    "dry_run", "fresh",
+    "device", "threads", "accelerate", "precision", "eval_process", "vectorization", "log_every", "checkpoint_every",
+    "plugins", "dry_run", "fresh",
 )  # fmt: skip
 
 
@@ -30,7 +30,8 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
     encoders = [part for module in modules(run.agent) for part in module.modules() if isinstance(part, Conv)]
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
-        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
+        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}"
+        + (", each in a process of its own" if config.vectorization == "async" else ""),
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
         *around(config),
         learning(run, num_updates),

@@ -44,6 +44,8 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
         problems += _value_problems(config, parsed.targets) + _network_problems(config, parsed.targets)
         problems += _option_problems(config, parsed.targets)
+        if config.vectorization == "async" and config.num_envs == 1:
+            problems.append("vectorization=async: a single environment has none to play beside; add num_envs=4")
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
