@@ -1,5 +1,6 @@
 """What a run says of itself: before, in plain words, what will happen; afterwards where everything lies."""
 
+import math
 import shlex
 import shutil
 import textwrap
@@ -11,7 +12,7 @@ from torch import nn
 
 from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
-from rl_runner.encoders import Conv, image_of
+from rl_runner.encoders import Conv, image_of, pictured
 from rl_runner.envs import Spec
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
@@ -92,9 +93,11 @@ def normalization(config: Config) -> list[str]:
 
 def encoder(spec: Spec, config: Config, n_out: int) -> str:
     """What the images go through, in words."""
-    channels, height, width = image_of(spec) or (0, 0, 0)
+    channels, height, width = image_of(seen := pictured(spec)) or (0, 0, 0)
     name = config.chosen.get("encoder", "convolutions")
     size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"
+    if beside := math.prod(spec.obs_shape) - math.prod(seen.obs_shape):
+        size += f" beside {_plural(beside, 'number')}"
     return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
 
 
