@@ -16,9 +16,11 @@ from rl_runner.encoders import Auto, Conv, choice, image_of, pictured
 from rl_runner.envs import Envs, Spec, spec_of
 from rl_runner.errors import UserError
 
+LIMIT = "env.max_episode_steps=12"
 SMALL = (
     "tuned=none", "network.hidden=[16]", "algo.batch_size=8", "replay.capacity=200", "total_steps=180", "log_every=30",
-    "learning_starts=30", "eval_every=0", "final_eval_episodes=2", "env.max_episode_steps=12",
+    "learning_starts=30", "eval_every=0", "final_eval_episodes=2",
+    LIMIT,
 )  # fmt: skip
 PLACE = spaces.Box(-9, 9, (2,))
 
@@ -118,7 +120,7 @@ def test_a_run_learns_evaluates_and_exports(words: tuple[str, ...], rl_runner: A
     place = f"hydra.run.dir={tmp_path}"
     ended = rl_runner("plugins=[test_mixed_observations]", "env=Map-v0", *words, *SMALL, place)
     assert ended.code == 0, ended.err
-    said = " ".join(ended.out)
+    said = " ".join(" ".join(ended.out).split())
     assert "observations [214] float32" in said
     assert "encoder: minatar_cnn, an image of 8x8 with 3 channels beside 22 numbers becomes 598 features" in said
     for command in (["eval", "--episodes", "2"], ["export"]):
@@ -159,7 +161,7 @@ def test_one_graph_learns_what_eager_does(rl_runner: Any, tmp_path: Path) -> Non
 
 
 def test_statistics_are_for_numbers_alone(rl_runner: Any) -> None:
-    words = ("plugins=[test_mixed_observations]", "env=Map-v0", "algo=dqn", "normalize_observations=true")
+    words = ("plugins=[test_mixed_observations]", "env=Map-v0", "algo=dqn", "normalize_observations=true", LIMIT)
     line = "normalize_observations: would scale the image map with the numbers beside it: leave it out, or use"
     ended = rl_runner(*words, "dry_run=true")
     assert (ended.code, ended.err) == (2, [f"{line} encoder=flat"])
