@@ -1,10 +1,11 @@
 """What checkpoints cost: 10 000 new rows of a 200 MB replay, and the default schedule of a real run.
 
-    python benchmarks/checkpoint.py [--seconds 150]
+    python benchmarks/checkpoint.py [--seconds 150] [--frames]
 
 The first part times `save`, during which training waits, and how much later the checkpoint is on disk. The second
 trains DQN on CartPole, the fastest stepping there is, by the default schedule, and adds up what `save` and the writing
-thread take of it.
+thread take of it. With `--frames` there is but the first part, of a million Atari frames that are each stored once: it
+takes 7 GB of memory and as much of the disk.
 """
 
 import argparse
@@ -21,27 +22,39 @@ from rl_runner.persistence.checkpoint import Checkpoints, log_of
 from rl_runner.replay import UniformReplay
 
 ROWS, NEW_ROWS, REPEATS = 1_000_000, 10_000, 12
+ROW = Spec((22,), torch.float32, None, None, 4, 1, None)
+FRAMES = Spec((4, 84, 84), torch.uint8, None, 6, None, 4, None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=150, help="how long to train for the second part")
+    parser.add_argument("--frames", action="store_true", help="time a replay of single frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=".") as scratch:  # not /tmp, which may be in memory
-        measure_new_rows(Path(scratch) / "rows")
+        if arguments.frames:
+            measure_new_rows(Path(scratch) / "frames", FRAMES, deduplicate=True)
+            return
+        measure_new_rows(Path(scratch) / "rows", ROW)
         measure_schedule(Path(scratch) / "run", arguments.seconds)
 
 
-def measure_new_rows(directory: Path) -> None:
-    spec = Spec((22,), torch.float32, None, None, 4, 1, None)
+def measure_new_rows(directory: Path, spec: Spec, deduplicate: bool = False) -> None:
+    keys = {"capacity": ROWS, "deduplicate": deduplicate}
     replay = UniformReplay(
-        spec=spec, num_envs=1, gamma=0.99, total_steps=1, seed=0, device="cpu", directory=None, capacity=ROWS
+        spec=spec, num_envs=1, gamma=0.99, total_steps=1, seed=0, device="cpu", directory=None, **keys
     )
-    for column in replay.ring.columns.values():
-        column.copy_(torch.rand(column.shape).to(column.dtype))
     ring = replay.ring
-    ring.load_state_dict(ring.state_dict() | {"head": ROWS})
+    for name, column in ring.columns.items():
+        if name == "obs" and deduplicate:
+            column.copy_(torch.arange(ring.rows).view(-1, 1, 1) % 256)
+        else:
+            column.copy_(torch.rand(column.shape).to(column.dtype))
+    # An episode of 1 000 steps has one in a table of its own, which goes into every checkpoint whole.
+    ends = torch.arange(999, ROWS, 1000)
+    finals = {"row": ends, "obs": ring.columns["obs"][ends]} if deduplicate else {}
+    ring.load_state_dict({"head": ROWS, "finals": finals})
     checkpoints = Checkpoints(directory, {}, log_of(replay, directory), None)
     checkpoints.save(0, replay.state_dict())
     checkpoints.wait()

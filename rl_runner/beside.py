@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -14,12 +13,11 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from rl_runner.envs.process import SIGNALS, one_line
+from rl_runner.envs.process import PROCESS, SIGNALS, fork, one_line
 from rl_runner.errors import RunFailed, Told
 from rl_runner.machine import num_cores
 
 Wanted = Literal["auto", "separate", "same"]
-PROCESS = Path("/proc/self")
 
 
 def holdings() -> set[str]:
@@ -60,16 +58,12 @@ class Beside:
     def __init__(self, work: Callable[[], Any], take: Callable[[Any], Any]):
         self._take = take
         self._reader, writer = os.pipe()
-        with suppress(Exception):
-            sys.stdout.flush()  # or the fork would say it again
-        with warnings.catch_warnings():  # of threads that are not there in a fork: it needs none
-            warnings.simplefilter("ignore", DeprecationWarning)
-            try:
-                self._pid = os.fork()
-            except OSError:
-                os.close(self._reader)
-                os.close(writer)
-                raise
+        try:
+            self._pid = fork()
+        except OSError:
+            os.close(self._reader)
+            os.close(writer)
+            raise
         if self._pid == 0:
             _answer(work, writer)
         os.close(writer)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class Conv(nn.Module):
     """Images `[B, *obs]` as features `[B, n_out]`: convolutions without padding, a ReLU after each, then flat.
 
     `channels`, `kernels`, `strides`: one number for each layer. Stacked frames and their colours are channels. Weights
-    begin as PyTorch's own do: U(±1/√fan_in).
+    begin as PyTorch's own do: U(±1/√fan_in). Numbers beside an image follow its features as they are.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Conv(nn.Module):
         super().__init__()
         if not len(channels) == len(kernels) == len(strides) > 0:
             raise UserError("encoder: channels, kernels and strides need one number for each layer")
+        whole, spec = spec, pictured(spec)
         if (image := image_of(spec)) is None:
             raise UserError(
                 f"encoder: convolutions read images, observations here have shape {list(spec.obs_shape)}: "
@@ -81,16 +83,23 @@ class Conv(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
             self.layers.append(layer)
             n_in, sides = n_out, [(side - kernel) // stride + 1 for side in sides]
-        self.n_out = n_in * sides[0] * sides[1]
+        self.num_pixels, self.image = math.prod(spec.obs_shape), whole.images[0] if whole.images else None
+        self.n_out = n_in * sides[0] * sides[1] + math.prod(whole.obs_shape) - self.num_pixels
 
     def forward(self, obs: Tensor) -> Tensor:
+        numbers = []
+        if self.image:
+            sizes = [self.image.start, math.prod(self.image.shape)]
+            before, obs, after = obs.split([*sizes, obs.shape[-1] - sum(sizes)], dim=-1)
+            numbers = [before.float().flatten(1), after.float().flatten(1)]
+            obs = obs.unflatten(-1, self.image.shape)
         x = scaled(obs, self.spec) if self.spec.obs_dtype == torch.uint8 else obs
         if self.channels_last:
             x = x.movedim(-1, -3)
         x = x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)  # [B, C, H, W]
         for layer in self.layers:
             x = F.relu(layer(x))
-        return x.flatten(1)
+        return torch.cat([x.flatten(1), *numbers], dim=1) if numbers else x.flatten(1)
 
 
 class Auto:
@@ -118,7 +127,7 @@ def choice(spec: Spec) -> str:
 
     Numbers of other types may be an image or a table, and nothing tells which.
     """
-    image = image_of(spec)
+    image = image_of(spec := pictured(spec))
     if image is None or spec.obs_dtype != torch.uint8 or min(image[1:]) < SMALLEST:
         return "flat"
     return "nature_cnn" if min(image[1:]) >= LARGE else "minatar_cnn"
@@ -128,6 +137,20 @@ def values_of(name: str) -> dict[str, Any]:
     """The content of configs/encoder/NAME.yaml."""
     values: dict[str, Any] = yaml.safe_load((CONFIGS / "encoder" / f"{name}.yaml").read_text("utf-8"))
     return values
+
+
+def pictured(spec: Spec) -> Spec:
+    """The observations that convolutions read: of a Dict, which is one array, the image in it."""
+    if len(spec.images) > 1:
+        first, *others = (image.key for image in spec.images)
+        raise UserError(
+            f"encoder: convolutions read one image, there are {first} and {', '.join(others)}: leave some out by "
+            f"env.observation_keys=[{first},...], or use encoder=flat"
+        )
+    for _, _, shape, low, high in spec.images:
+        shape = (*spec.obs_shape[:-1], *shape)
+        return replace(spec, obs_shape=shape, obs_dtype=torch.uint8, low=low, high=high, images=())
+    return spec
 
 
 def image_of(spec: Spec) -> tuple[int, int, int] | None:

@@ -1,5 +1,6 @@
 """What a run says of itself: before, in plain words, what will happen; afterwards where everything lies."""
 
+import math
 import shlex
 import shutil
 import textwrap
@@ -11,15 +12,15 @@ from torch import nn
 
 from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
-from rl_runner.encoders import Conv, image_of
+from rl_runner.encoders import Conv, image_of, pictured
 from rl_runner.envs import Spec
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
 from rl_runner.train import Run
 
 MACHINE = (  # what decides how, not what is learned
-    "device", "threads", "accelerate", "precision", "eval_process", "log_every", "checkpoint_every", "plugins",
-    "dry_run", "fresh",
+    "device", "threads", "accelerate", "precision", "eval_process", "vectorization", "log_every", "checkpoint_every",
+    "plugins", "dry_run", "fresh",
 )  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
     encoders = [part for module in modules(run.agent) for part in module.modules() if isinstance(part, Conv)]
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
-        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}",
+        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}"
+        + (", each in a process of its own" if config.vectorization == "async" else ""),
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
         *around(config),
         learning(run, num_updates),
@@ -93,9 +95,11 @@ def normalization(config: Config) -> list[str]:
 
 def encoder(spec: Spec, config: Config, n_out: int) -> str:
     """What the images go through, in words."""
-    channels, height, width = image_of(spec) or (0, 0, 0)
+    channels, height, width = image_of(seen := pictured(spec)) or (0, 0, 0)
     name = config.chosen.get("encoder", "convolutions")
     size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"
+    if beside := math.prod(spec.obs_shape) - math.prod(seen.obs_shape):
+        size += f" beside {_plural(beside, 'number')}"
     return f"encoder: {name}, {size} becomes {n_out:,} features (encoder=NAME chooses another)"
 
 

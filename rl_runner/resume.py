@@ -20,7 +20,8 @@ from rl_runner.train import Run, schedules
 # What changes nothing that a run has learned; everything else must stay as it was.
 MAY_CHANGE_ON_RESUME = {
     "total_steps", "eval_every", "eval_episodes", "final_eval_episodes", "eval_epsilon", "eval_max_steps",
-    "eval_process", "log_every", "checkpoint_every", "plugins", "dry_run", "fresh", "chosen", "loggers",
+    "eval_process", "vectorization", "log_every", "checkpoint_every", "plugins", "dry_run", "fresh", "chosen",
+    "loggers",
 }  # fmt: skip
 DECIDED = ("accelerate", "precision")  # once for the whole run
 

@@ -35,7 +35,8 @@ from rl_runner.wiring import wire
 
 def build(config: Config, directory: Path | None, rebuild: bool = False) -> Run:
     """Construct every part of a run; nothing else decides what it consists of."""
-    envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild)
+    apart = config.vectorization == "async"
+    envs = Envs(config.env, config.num_envs, config.seed, rebuild=rebuild, apart=apart)
     agent, wired = build_agent(config, envs.spec)
     replay = wire(config.factory("replay"), wired | {"gamma": agent.gamma, "directory": directory})
     evaluator = evaluator_of(config, agent.gamma, rebuild)
@@ -97,7 +98,8 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
     before = beside.holdings()
     rebuild, continuity = saved.origin["environment"] if saved else probe_continuity(config.env)
     parts = build(config, directory, rebuild)
-    parts.beside, where = beside.choose(config.eval_process, device, bool(beside.holdings() - before))
+    held = beside.holdings() - before - parts.envs.holdings
+    parts.beside, where = beside.choose(config.eval_process, device, bool(held))
     num_updates = updates_due(config, parts.agent.batch_size, 0, config.total_steps)
     wanted = saved.origin["accelerate"] if saved else config.accelerate
     precision = available(saved.origin.get("precision", config.precision) if saved else config.precision, device)
@@ -109,7 +111,7 @@ def prepare(config: Config, directory: Path, saved: Saved | None) -> tuple[Run, 
         "environment": [rebuild, continuity],
         "accelerate": mode,
         "precision": precision,
-        "machine": facts(device, parts.envs.envs[0]),
+        "machine": facts(device, parts.evaluator.envs.envs[0]),
     }
     print(header.describe(parts, num_updates, mode, reason, precision, continuity, where), flush=True)
     return parts, origin
@@ -167,7 +169,7 @@ def finish(parts: Run, saver: Saver, logger: Logger, session: Session) -> dict[s
         "sps": parts.step / max(parts.stopwatch.seconds, 1e-9),
         "params_sha256": params_sha256(parts.agent),
         "seed": parts.config.seed,
-        "versions": versions(parts.envs.envs[0]),
+        "versions": versions(parts.evaluator.envs.envs[0]),
     }
     print(header.farewell(result, directory))
     problems = [unsaved, attempt(logger.close), attempt(lambda: write_json(directory / RESULT, result))]

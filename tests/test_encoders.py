@@ -259,12 +259,9 @@ def test_what_the_observation_chooses_is_written_down(rl_runner, tmp_path):
         assert (config.chosen["encoder"], config.encoder) == (name, values_of(name))
 
 
-def test_an_image_in_a_dict_is_flattened_only_where_that_was_typed(rl_runner):
+def test_parts_of_a_dict_are_chosen_by_the_run(rl_runner):
     words = ["plugins=[pixels]", "env=Parts-v0", "algo=dqn", "dry_run=true"]
     part = "env.observation_keys=[view]"
-    ended = rl_runner(*words)
-    line = f"env=Parts-v0: the image view would be flattened with all the rest of its Dict: add {part}"
-    assert (ended.code, ended.err) == (2, [f"{line} to see it alone, or encoder=flat"])
     assert "observations [113] float32, 3 discrete actions; 1 environment" in rl_runner(*words, "encoder=flat").out
     ended = rl_runner(*words, part)
     assert "observations [7, 16] uint8, 3 discrete actions; 1 environment" in ended.out

@@ -1,6 +1,7 @@
 """Replay: every transition that can be drawn equals the one a plain list would give, bit for bit."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -350,6 +351,7 @@ def test_single_frames_take_at_most_15_percent_of_both_stacks() -> None:
     once = UniformReplay.nbytes(ATARI, 1, capacity=1_000_000, deduplicate=True)
     twice = UniformReplay.nbytes(ATARI, 1, capacity=1_000_000)
     assert once <= 0.15 * twice
+    assert once <= 7.2 * 2**30
 
 
 @pytest.mark.parametrize("deduplicate", [False, True])
@@ -363,7 +365,7 @@ def test_bytes_are_known_before_they_are_taken(kind: str, deduplicate: bool) -> 
 def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     free = type("Memory", (), {"available": 10**9})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    where: dict[str, Any] = {"device": "cpu", "directory": None}
+    where: dict[str, Any] = {"device": "cpu", "directory": None, "total_steps": 1}
     with pytest.raises(UserError, match=r"^replay.capacity=1000000 needs 7\.\d\d GB, 1\.00 GB are free") as refused:
         check_memory(UniformReplay, ATARI, 1, capacity=1_000_000, deduplicate=True, **where)
     fits = int(str(refused.value).split("replay.capacity=")[-1].split()[0])
@@ -371,6 +373,28 @@ def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(monkeypatch: p
     with pytest.raises(UserError):
         check_memory(UniformReplay, ATARI, 1, capacity=int(1.1 * fits), deduplicate=True, **where)
     assert "\n" not in str(refused.value)
+
+
+def test_too_little_disk_for_checkpoints_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = type("Usage", (), {"free": 10**9})
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: disk)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**12}))
+    many: dict[str, Any] = {"device": "cpu", "directory": tmp_path / "run", "deduplicate": True}
+    check_memory(UniformReplay, ATARI, 1, capacity=1_000_000, total_steps=100_000, **many)
+    line = r"^replay.capacity=1000000 needs 7\.\d\d GB of files, 1\.00 GB are free on the disk of \S*run: replay\.cap"
+    with pytest.raises(UserError, match=line):
+        check_memory(UniformReplay, ATARI, 1, capacity=1_000_000, total_steps=1_000_000, **many)
+    with pytest.raises(UserError) as refused:
+        check_memory(UniformReplay, ATARI, 1, capacity=100_000, total_steps=1_000_000, storage="memmap", **many)
+    fits = int(str(refused.value).split("replay.capacity=")[-1].split()[0])
+    assert 60_000 < fits < 80_000
+    check_memory(UniformReplay, ATARI, 1, capacity=fits, total_steps=1_000_000, storage="memmap", **many)
+    # What an interrupted run has written already is not needed again.
+    rows = tmp_path / "run" / "checkpoint" / "replay" / "000000.rows"
+    rows.parent.mkdir(parents=True)
+    with rows.open("wb") as file:
+        file.truncate(7 * 10**9)
+    check_memory(UniformReplay, ATARI, 1, capacity=1_000_000, total_steps=1_000_000, **many)
 
 
 @pytest.mark.parametrize("keys", [{}, {"deduplicate": True, "n_step": 3}], ids=["plain", "deduplicated"])

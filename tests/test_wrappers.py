@@ -160,8 +160,6 @@ def test_parts_of_a_dict_are_chosen(keys, seen, dtype):
         ("env.observation_keys=[veiw]", "env.observation_keys: no veiw is observed; did you mean view?"),
         ("env.observation_keys=[gear,zzz]",
          "env.observation_keys: no zzz is observed; there are gear, speed, view, word"),
-        ("env.observation_keys=[gear,view]",
-         "env=Several-v0: the image view would be flattened with all the rest of its Dict: add env.observation_k"),
         ("env=CartPole-v1 env.observation_keys=[x]",
          "env.observation_keys: no x is observed; there is no Dict: leave it out"),
         ("env.observation_keys=view", "env.observation_keys=view: must be a valid list"),

@@ -119,7 +119,8 @@ def validate_composed(composed: DictConfig, unknown: Collection[str] = ()) -> Co
     parsed = parse_composed(composed)
     targets = {group: target for group, target in parsed.targets.items() if group not in unknown}
     env = None if "env" in unknown else parsed.env
-    return validate(parsed._replace(targets=targets, env=env), Path.cwd())
+    directory = Path(composed.hydra.run.dir) if parsed.config else None
+    return validate(parsed._replace(targets=targets, env=env), directory)
 
 
 def parse_composed(composed: DictConfig) -> Parsed:

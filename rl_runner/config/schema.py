@@ -56,6 +56,7 @@ class RunLevel(Strict):
     eval_epsilon: Fraction = 0.0
     eval_max_steps: PositiveInt = 1_000
     eval_process: Literal["auto", "separate", "same"] = "auto"
+    vectorization: Literal["sync", "async"] = "sync"
     clip_rewards: PositiveFloat | None = None
     normalize_observations: bool = False
     normalize_rewards: PositiveFloat | None = None

@@ -21,7 +21,7 @@ FITTING = {"discrete": "algo=dqn, ddqn or sac", "continuous": "algo=sac, td3 or 
 def validate(parsed: Parsed, directory: Path | None = None) -> Config:
     """The config, if it can run on this machine; UserError with one line for every problem.
 
-    `directory`: on the disk where the run would lie, for a memory-mapped replay.
+    `directory`: where the run would lie, on a disk that has to hold its replay.
     """
     problems = list(parsed.problems)
     config, spec = parsed.config, None
@@ -44,6 +44,8 @@ def validate(parsed: Parsed, directory: Path | None = None) -> Config:
         problems += _device_problems(config) + _optimizer_problems(config) + _size_problems(config)
         problems += _value_problems(config, parsed.targets) + _network_problems(config, parsed.targets)
         problems += _option_problems(config, parsed.targets)
+        if config.vectorization == "async" and config.num_envs == 1:
+            problems.append("vectorization=async: a single environment has none to play beside; add num_envs=4")
     if config and spec and not problems:
         problems += _memory_problems(config, parsed.targets, spec, directory)
     if problems or config is None:
@@ -135,20 +137,20 @@ def _with_encoder(config: Config, targets: Targets, spec: "Spec") -> tuple[Confi
 
     from rl_runner import encoders
 
-    if targets.get("encoder") is encoders.Auto:
-        if spec.flattened:
-            flat = f"env={config.env.id}: the image {spec.flattened} would be flattened with all the rest of its Dict"
-            return config, [f"{flat}: add env.observation_keys=[{spec.flattened}] to see it alone, or encoder=flat"]
-        name = encoders.choice(spec)
-        chosen = config.chosen | {"encoder": name}
-        config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})
-    make = config.factory("encoder")
-    if make.func in (encoders.Flat, encoders.Conv):
-        try:
+    try:
+        if targets.get("encoder") is encoders.Auto:
+            name = encoders.choice(spec)
+            chosen = config.chosen | {"encoder": name}
+            config = config.model_copy(update={"encoder": encoders.values_of(name), "chosen": chosen})
+        make = config.factory("encoder")
+        if make.func in (encoders.Flat, encoders.Conv):
             with torch.device("meta"):
                 wire(make, {"spec": spec})
-        except UserError as error:
-            return config, [str(error)]
+    except UserError as error:
+        return config, [str(error)]
+    if make.func is encoders.Conv and spec.images and config.normalize_observations:
+        beside = f"normalize_observations: would scale the image {spec.images[0].key} with the numbers beside it"
+        return config, [f"{beside}: leave it out, or use encoder=flat"]
     return config, []
 
 
@@ -276,11 +278,12 @@ def _memory_problems(config: Config, targets: Targets, spec: "Spec", directory: 
     from rl_runner.replay import check_memory
 
     replay: Any = targets.get("replay")
-    if not hasattr(replay, "nbytes"):
+    if not hasattr(replay, "nbytes") or "capacity" not in config.replay:
         return []
+    where: dict[str, Any] = {"device": resolve_device(config.device), "directory": directory}
     keys = config.factory("replay").keywords
     try:
-        check_memory(replay, spec, config.num_envs, device=resolve_device(config.device), directory=directory, **keys)
+        check_memory(replay, spec, config.num_envs, total_steps=config.total_steps, **where, **keys)
     except UserError as error:
         return [str(error)]
     return []

@@ -9,7 +9,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from rl_runner.config.schema import EnvConfig
 from rl_runner.envs.process import one_line
 from rl_runner.envs.seeded import SeededEnv, make, normalises
 from rl_runner.envs.spaces import Spec, action_map, array_of, spec_of
+from rl_runner.envs.workers import RemoteEnv
 from rl_runner.errors import RunFailed, UserError
 
 __all__ = ["EVAL_LIMIT", "Envs", "Spec", "Step", "examine", "make", "probe_continuity", "spec_of"]
@@ -40,7 +41,7 @@ class Step(NamedTuple):
 
 
 class Envs:
-    """N copies of an environment, stepped in turn.
+    """N copies of an environment, stepped in turn, or with `apart` each in a process of its own, all at once.
 
     Episode k of environment i is reset with a seed of its own, derive(seed, name, i, k). With `auto_reset=False` an
     environment whose episode has ended rests, its reward 0 and its observation unchanged, until `reset`. With
@@ -59,12 +60,15 @@ class Envs:
         name: str = "train",
         auto_reset: bool = True,
         rebuild: bool = False,
+        apart: bool = False,
     ):
         self.num_envs = num_envs
-        self._auto_reset = auto_reset
-        self._seeded = [SeededEnv(env, (seed, name, i), rebuild) for i in range(num_envs)]
-        self.spec, space = self._seeded[0].spec, self.envs[0].action_space
-        if any(each.spec != self.spec or each.env.action_space != space for each in self._seeded):
+        self._auto_reset, self._apart = auto_reset, apart
+        kind: Any = RemoteEnv if apart else SeededEnv
+        self._seeded: list[SeededEnv] = [kind(env, (seed, name, i), rebuild) for i in range(num_envs)]
+        described = [each.described() for each in self._seeded]
+        self.spec, space = described[0]
+        if any(each != described[0] for each in described):
             raise UserError(f"env={env.id} has different spaces each time that it is made: register it with fixed ones")
         self._to_env_actions = action_map(space)
         self._none = torch.zeros(num_envs, dtype=torch.bool)  # shared by all steps, so never written
@@ -76,12 +80,18 @@ class Envs:
 
     @property
     def envs(self) -> list[gym.Env]:
-        """The N Gymnasium environments themselves, to render or to look into."""
-        return [seeded.env for seeded in self._seeded]
+        """The N Gymnasium environments themselves, to render or to look into; none of those apart."""
+        return [] if self._apart else [seeded.env for seeded in self._seeded]
+
+    @property
+    def holdings(self) -> set[str]:
+        """The pipes and processes of environments apart, as `beside` lists what a process holds."""
+        return {held for env in self._seeded for held in getattr(env, "holdings", ())}
 
     def reset(self, episode: int = 0) -> None:
         """Start the given episode in every environment."""
         obs = np.empty_like(self._blank)
+        self._ahead("reset", dict.fromkeys(range(self.num_envs), (episode,)))
         for i, env in enumerate(self._seeded):
             obs[i] = env.reset(episode)
         self._begin(obs)
@@ -93,6 +103,8 @@ class Envs:
         actions = self._to_env_actions(agents)
         obs, reward = np.empty_like(self._blank), np.zeros(self.num_envs, np.float32)
         ended: dict[int, bool] = {}  # environment: whether it terminated
+        if self._apart:
+            self._ahead("step", {i: (actions[i],) for i, env in enumerate(self._seeded) if env.playing})
         for i, env in enumerate(self._seeded):
             if not env.playing:
                 obs[i] = self.obs[i]
@@ -129,11 +141,16 @@ class Envs:
         """Replay the running episodes; one line for each that did not come out bit for bit and so begins anew."""
         actions, obs = state["actions"].numpy(), state["obs"].numpy().copy()
         self._actions = bytearray(actions.tobytes())
+        again = {
+            i: (episode, self._to_env_actions(actions[len(actions) - length :, i]))
+            for i, (episode, length) in enumerate(zip(state["episode"], state["length"], strict=True))
+            if length <= len(actions)
+        }
+        self._ahead("replay", again)
         lines = []
         for i, env in enumerate(self._seeded):
-            episode, length = state["episode"][i], state["length"][i]
-            kept = length <= len(actions)
-            last = env.replay(episode, self._to_env_actions(actions[len(actions) - length :, i])) if kept else None
+            episode, length, kept = state["episode"][i], state["length"][i], i in again
+            last = env.replay(*again[i]) if kept else None
             same = last is not None and np.asarray(last, obs.dtype).tobytes() == obs[i].tobytes()
             if not same or env.total != state["return"][i]:
                 why = "could not be brought back" if kept else f"had played more than the {LONGEST:,} that are kept"
@@ -144,6 +161,11 @@ class Envs:
                 obs[i] = env.reset(episode + 1)
         self._begin(obs)
         return lines
+
+    def _ahead(self, method: str, given: dict[int, tuple[Any, ...]]) -> None:
+        """Let environments apart begin, all at once, with what they will be asked for one after the other."""
+        for i in given if self._apart else ():
+            cast(Any, self._seeded[i]).ask(method, *given[i])
 
     def _begin(self, obs: np.ndarray) -> None:
         self.obs = torch.from_numpy(obs)
@@ -174,6 +196,7 @@ class Envs:
                 self._seeded[i].look()
             return
         obs = self.obs.numpy().copy()
+        self._ahead("reset", {i: (self._seeded[i].episode + 1,) for i in ended})
         for i in ended:
             obs[i] = self._seeded[i].reset(self._seeded[i].episode + 1)
         self._begin(obs)

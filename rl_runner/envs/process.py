@@ -7,6 +7,7 @@ import warnings
 from _signal import getsignal  # the public one makes an enum of every answer, which takes longer than all the rest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.utils import _device as torch_device
 from rl_runner.errors import Interrupted, RunFailed, UserError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")]
+
+PROCESS = Path("/proc/self")  # of Linux alone
 
 Setting = tuple[str, Callable[[], Any], Callable[[Any], Any]]  # what, how to read and to set it
 
@@ -61,6 +64,15 @@ def passes(error: BaseException) -> bool:
     if isinstance(error, KeyboardInterrupt):  # where a run handles the signal itself nobody else raises it
         return signal.getsignal(signal.SIGINT) is signal.default_int_handler
     return isinstance(error, (UserError, RunFailed, Interrupted))
+
+
+def fork() -> int:
+    """`os.fork`, when all that was printed is out, which the fork would say again."""
+    with suppress(Exception):
+        sys.stdout.flush()
+    with warnings.catch_warnings():  # of threads that are not there in a fork: it needs none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def one_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from rl_runner.config import env_ids
 from rl_runner.config.schema import EnvConfig
 from rl_runner.config.targets import factory
 from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes, put_back, values_of
-from rl_runner.envs.spaces import MOST_ACTIONS, Wrong, choices, flag, flat, parts, reader, scalar, spec_of
+from rl_runner.envs.spaces import MOST_ACTIONS, Spec, Wrong, choices, flag, flat, parts, reader, scalar, spec_of
 from rl_runner.envs.wrappers import observing
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.seeding import derive
@@ -212,6 +212,10 @@ class SeededEnv:
     def __str__(self) -> str:
         return f"{self.config.id}, environment {self._stream[2]}, episode {self.episode}, step {self.length}"
 
+    def described(self) -> tuple[Spec, gym.Space]:
+        """What an agent may know of it, and what it takes as actions."""
+        return self.spec, self.env.action_space
+
     def reset(self, episode: int) -> Any:
         """Begin an episode and return its first observation; RunFailed if the environment cannot."""
         if self.rebuild and self._used:
@@ -220,8 +224,7 @@ class SeededEnv:
                 self.env = make(self.config)
             except UserError as error:
                 raise RunFailed(f"{error} ({self})") from error
-        self.playing = True
-        self.episode, self.length, self.total = episode, 0, 0.0
+        self.playing, self.episode, self.length, self.total = True, episode, 0, 0.0
         shared = values_of(CHEAP)
         try:
             self.given, _ = parts(self.env.reset(seed=derive(*self._stream, episode)), RESET)

@@ -1,10 +1,10 @@
 """From Gymnasium's spaces to what an agent knows: observations as numbers, actions in 0..n-1 or in [-1, 1]."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,16 @@ MOST_ACTIONS = 10_000  # of combinations of several choices that are numbered
 
 class Wrong(Exception):  # noqa: N818 - it names what was given, not a mistake in the code
     """What an environment gave is not what its spaces promise; the message follows `gave`."""
+
+
+class Image(NamedTuple):
+    """An image in a Dict: its key, where it begins in the one array that the Dict becomes, its shape and bounds."""
+
+    key: str
+    start: int
+    shape: tuple[int, ...]
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -32,18 +42,14 @@ class Spec:
     max_episode_steps: int | None
     low: float = 0.0  # the least that a uint8 observation can hold ...
     high: float = 255.0  # ... and the most
-    flattened: str | None = None  # the key of an image in a Dict, whose parts are one array here
+    images: tuple[Image, ...] = ()  # in a Dict, whose parts are one array here
 
 
 def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
     """What an agent may know of an environment that `make` made."""
     observation, action = env.observation_space, env.action_space
     shape, dtype = tuple(flat(observation).shape or ()), agent_dtype(observation)
-    bounds = {}
-    if dtype == np.uint8:
-        box: Any = flat(observation)
-        low, high = float(box.low.min()), float(box.high.max())
-        bounds = {"low": low, "high": max(high, low + 1)}
+    low, high = _bounds(flat(observation)) if dtype == np.uint8 else (Spec.low, Spec.high)
     return Spec(
         obs_shape=(frame_stack, *shape) if frame_stack > 1 else shape,
         obs_dtype=torch.from_numpy(np.empty(0, dtype)).dtype,
@@ -52,16 +58,25 @@ def spec_of(env: gym.Env, frame_stack: int = 1) -> Spec:
         action_dim=int(np.prod(action.shape)) if isinstance(action, spaces.Box) else None,
         frame_stack=frame_stack,
         max_episode_steps=env.spec.max_episode_steps if env.spec else None,
-        flattened=_image_in(observation),
-        **bounds,
+        low=low,
+        high=high,
+        images=tuple(_images_in(observation)),
     )
 
 
-def _image_in(space: gym.Space) -> str | None:
-    """The key of a part of a Dict that an encoder could read as an image."""
-    inner = space.spaces.items() if isinstance(space, spaces.Dict) else ()
-    parts = ((key, part) for key, part in inner if isinstance(part, spaces.Box) and len(part.shape) in (2, 3))
-    return next((key for key, part in parts if agent_dtype(part) == np.uint8 and min(part.shape[:2]) >= SMALLEST), None)
+def _bounds(box: Any) -> tuple[float, float]:
+    low, high = float(box.low.min()), float(box.high.max())
+    return low, max(high, low + 1)
+
+
+def _images_in(space: gym.Space) -> Iterator[Image]:
+    """The parts of a Dict that an encoder could read as an image."""
+    start = 0
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else ():
+        shape = part.shape if isinstance(part, spaces.Box) and agent_dtype(part) == np.uint8 else ()
+        if len(shape) in (2, 3) and sorted(shape)[-2] >= SMALLEST:  # the sides are the largest two of three, too
+            yield Image(key, start, shape, *_bounds(part))
+        start += spaces.flatdim(part)
 
 
 def action_map(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:

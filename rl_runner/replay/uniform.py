@@ -2,6 +2,7 @@
 
 import shutil
 from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from rl_runner.envs import Spec
 from rl_runner.errors import UserError
+from rl_runner.persistence import CHECKPOINT
 from rl_runner.replay.ring import Batch, Ring, Storage
 from rl_runner.seeding import generator
+
+FILES = 1.05  # of the rows: what their files take with those that only the older of two checkpoints needs
 
 
 class UniformReplay:
@@ -138,26 +142,44 @@ class LastReplay:
 
 
 def check_memory(
-    replay: Any, spec: Spec, num_envs: int, *, device: torch.device | str, directory: Path | None, **keys: Any
+    replay: Any,
+    spec: Spec,
+    num_envs: int,
+    *,
+    device: torch.device | str,
+    directory: Path | None,
+    total_steps: int,
+    capacity: int,
+    **keys: Any,
 ) -> None:
-    """UserError if a replay with these config keys does not fit in what is free, naming a capacity that does."""
-    if directory is not None and keys.get("storage") == "memmap":
+    """UserError if a replay with these config keys does not fit in what is free, naming a capacity that does.
+
+    `directory`: of the run, whose checkpoints hold as many rows as there are steps, at most; what they hold is theirs.
+    """
+
+    def taken(capacity: int) -> int:
+        return int(replay.nbytes(spec, num_envs, capacity=capacity, **keys))
+
+    def written(capacity: int) -> int:
+        mapped = keys.get("storage") == "memmap"
+        return int(taken(capacity) * (mapped + FILES * min(1.0, total_steps / capacity)))
+
+    places: list[tuple[str, str, int, Callable[[int], int]]] = []
+    if directory is None or keys.get("storage") != "memmap":
+        on_gpu = torch.device(device).type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        places.append(("", f"on {device}" if on_gpu else "in memory", free, taken))
+    if directory is not None:
+        there = sum(file.stat().st_size for file in (directory / CHECKPOINT).rglob("*.rows"))
         existing = next(parent for parent in [directory, *directory.resolve().parents] if parent.exists())
-        free, place = shutil.disk_usage(existing).free, f"on the disk of {directory}"
-    elif torch.device(device).type == "cuda":
-        free, place = torch.cuda.mem_get_info(device)[0], f"on {device}"
-    else:
-        free, place = psutil.virtual_memory().available, "in memory"
-    needed = replay.nbytes(spec, num_envs, **keys)
-    if needed <= free:
-        return
-
-    def bytes_at(capacity: int) -> int:
-        return replay.nbytes(spec, num_envs, **keys | {"capacity": capacity})
-
-    fits = bisect_right(range(keys["capacity"]), free, key=bytes_at) - 1
-    rounded = fits // (digit := 10 ** max(0, len(str(fits)) - 2)) * digit
-    raise UserError(
-        f"replay.capacity={keys['capacity']} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free {place}: "
-        f"replay.capacity={rounded} would fit"
-    )
+        free = shutil.disk_usage(existing).free + there
+        places.append((" of files", f"on the disk of {directory}", free, written))
+    for what, place, free, bytes_at in places:
+        if (needed := bytes_at(capacity)) <= free:
+            continue
+        fits = bisect_right(range(1, capacity), free, key=bytes_at)
+        rounded = fits // (digit := 10 ** max(0, len(str(fits)) - 2)) * digit
+        raise UserError(
+            f"replay.capacity={capacity} needs {needed / 1e9:.2f} GB{what}, {free / 1e9:.2f} GB are free {place}: "
+            f"replay.capacity={rounded} would fit"
+        )

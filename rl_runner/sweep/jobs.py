@@ -30,9 +30,12 @@ READ_OF_LOG = 10_000  # bytes at its end
 LONGEST_LINE = 500  # of it that is shown
 LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 # What changes no number that a job writes.
-IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh", "loggers", "eval_process"}
+IRRELEVANT = {"chosen", "plugins", "checkpoint_every", "dry_run", "fresh", "loggers", "eval_process", "vectorization"}
 # What decides how long an environment step takes.
-PACE = ("env", "network", "num_envs", "update_every", "updates", "device", "threads", "accelerate", "precision")
+PACE = (
+    "env", "network", "num_envs", "vectorization", "update_every", "updates", "device", "threads", "accelerate",
+    "precision",
+)  # fmt: skip
 ALGO_PACE = ("_target_", "batch_size")
 MOST_RUNS = 500  # finished ones whose times are looked at
 
