@@ -113,7 +113,7 @@ def _keys(typed: Mapping[str, str], places: Sequence[Path]) -> dict[str, str]:
 def _choices(group: str, places: Sequence[Path], typed: str) -> Iterable[str]:
     found = set(notes.options(group, places))
     if group == "env":
-        from rl_runner.config.env_ids import known_ids
+        from rl_runner.config.environment import known_ids
 
         found |= set(known_ids(typed))
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rl_runner import persistence
 from rl_runner.commands import parse
-from rl_runner.config.env_ids import installed
+from rl_runner.config.environment import installed
 from rl_runner.config.schema import Config, load_config
 from rl_runner.console import quiet
 from rl_runner.envs import Envs

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_runner import completion
-from rl_runner.config.env_ids import preset_of
+from rl_runner.config.environment import preset_of
 from rl_runner.config.problems import flat_keys, key_of, override_problem, unknown_choice
 from rl_runner.config.schema import Config, Parsed, parse
 from rl_runner.config.targets import GROUPS

@@ -49,7 +49,7 @@ class GymnasiumSource(ConfigSource):
         group, _, env_id = config_path.removesuffix(".yaml").partition("/")
         if group != "preset":
             return None
-        from rl_runner.config.env_ids import preset_of
+        from rl_runner.config.environment import preset_of
 
         return preset_of(env_id)
 
@@ -75,7 +75,9 @@ class GymnasiumSource(ConfigSource):
             return [] if results_filter == ObjectType.CONFIG else ["env"]
         if results_filter == ObjectType.GROUP:
             return []
-        from rl_runner.config.env_ids import known_ids  # for glob(...); help and completion know of them by themselves
+        from rl_runner.config.environment import (
+            known_ids,  # for glob(...); help and completion know of them by themselves
+        )
 
         return known_ids()
 
