@@ -111,15 +111,13 @@ class Logger:
         """Write the rows that are due as far as they are complete; if asked, all of them."""
         while self._due and (wait or self._due[0][2] is None or self._due[0][2].ready):
             step, row, evaluation = self._due.popleft()
-            self._write(step, finite({**row, **evaluation.result} if evaluation else row))
-
-    def _write(self, step: int, row: dict[str, float]) -> None:
-        self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
-        with suppress(OSError):  # sync tries again, and no checkpoint goes without it
-            self._drain()
-        for sink in self._sinks.values():
-            sink.write(step, row)
-        self._show(step, row)
+            row = finite({**row, **evaluation.result} if evaluation else row)
+            self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
+            with suppress(OSError):  # sync tries again, and no checkpoint goes without it
+                self._drain()
+            for sink in self._sinks.values():
+                sink.write(step, row)
+            self._show(step, row)
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""

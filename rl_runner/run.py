@@ -71,7 +71,8 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
         if saved:
             check_config(config, saved, directory)
         if result := finished(config, saved, directory):
-            print(header.over(result, directory))
+            steps = f"{result['total_steps']:,} steps"
+            print(f"{directory} is finished: {steps}; resume it with a larger total_steps to extend it")
             return result
         try:
             return work(config, directory, session, saved)

@@ -30,7 +30,6 @@ class DDPG(NoisyPolicy):
     """
 
     actions = "continuous"
-    observations = "any"
     PARTS = (
         "actor",
         "critics",

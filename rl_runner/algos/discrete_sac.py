@@ -33,7 +33,6 @@ class DiscreteSAC:
     """
 
     actions = "discrete"
-    observations = "any"
     stochastic = True
     PARTS = (
         "actor",

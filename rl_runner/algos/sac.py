@@ -36,7 +36,6 @@ class SAC:
     """
 
     actions = "continuous"
-    observations = "any"
     stochastic = True
     PARTS: tuple[str, ...] = (
         "actor",

@@ -31,7 +31,6 @@ class TD3(NoisyPolicy):
     """
 
     actions = "continuous"
-    observations = "any"
     PARTS = (
         "actor",
         "critics",

@@ -75,11 +75,9 @@ class GymnasiumSource(ConfigSource):
             return [] if results_filter == ObjectType.CONFIG else ["env"]
         if results_filter == ObjectType.GROUP:
             return []
-        from rl_runner.config.environment import (
-            known_ids,  # for glob(...); help and completion know of them by themselves
-        )
+        from rl_runner.config.environment import known_ids
 
-        return known_ids()
+        return known_ids()  # for glob(...); help and completion know of them by themselves
 
 
 class GymnasiumSearchPath(SearchPathPlugin):
