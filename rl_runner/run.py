@@ -146,7 +146,7 @@ def finish(parts: Run, saver: Saver, logger: Logger, session: Session) -> dict[s
     with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, parts.config.final_eval_episodes)
     logger.write(parts.step, training_row(parts) | metrics)
-    session.close_bar()
+    session.bar.close()
     result = finite(metrics) | {
         "episode_returns": returns,
         "total_steps": parts.step,
