@@ -51,8 +51,8 @@ class GymnasiumSource(ConfigSource):
         config: dict[str, Any] = {"defaults": ["/env/default@_here_", "_self_"], "id": name}
         if group == "preset":
             config = {"defaults": [f"/preset/{environment.preset_of(name)}"]}
-        header = {"package": "_global_" if group == "preset" else "env"}
-        return ConfigResult(self.provider, self.full_path(), OmegaConf.create(config), header=header)
+        package = "_global_" if group == "preset" else "env"
+        return ConfigResult(self.provider, self.full_path(), OmegaConf.create(config), header={"package": package})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
