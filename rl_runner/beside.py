@@ -25,7 +25,7 @@ PROCESS = Path("/proc/self")
 def holdings() -> set[str]:
     """What a fork of this process would share or lack: open files, threads, other processes."""
     held = set()
-    for place in [*PROCESS.glob("fd/*"), *PROCESS.glob("task/*")]:
+    for place in (*_listed(PROCESS / "fd"), *_listed(PROCESS / "task")):
         with suppress(OSError):  # it was closed, or has ended, since it was listed
             if place.parent.name == "fd":
                 held.add(f"{place.name} {os.readlink(place)}")
@@ -109,3 +109,7 @@ def _answer(work: Callable[[], Any], writer: int) -> NoReturn:
             sys.stdout.flush()
     finally:
         os._exit(0)
+
+
+def _listed(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.exists() else []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_runner.envs import Spec
+from rl_runner.networks import Net, NetworkFactory
 
 
 def epsilon_schedule(
@@ -122,6 +123,17 @@ def action_noise(
 ) -> GaussianNoise | OUNoise:
     """The configured noise process."""
     return (OUNoise if kind == "ou" else GaussianNoise)(action_dim, scale, generator)
+
+
+class DeterministicActor(Net):
+    """μ(s) in [-1, 1]: `[B, *obs]` to `[B, act]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, spec.action_dim)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return torch.tanh(self.output(obs, training=training))
 
 
 class NoisyPolicy:

@@ -21,9 +21,8 @@ from rl_runner.machine import available, facts, resolve_device, set_up, versions
 from rl_runner.normalize import Normalizer
 from rl_runner.optim import with_linear_decay
 from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
-from rl_runner.persistence.checkpoint import Checkpoints, Saved
+from rl_runner.persistence.checkpoint import Checkpoints, Saved, state_of, tensors
 from rl_runner.persistence.session import Saver, Session, session_in
-from rl_runner.persistence.state import state_of, tensors
 from rl_runner.protocols import Agent
 from rl_runner.resume import check_config, check_finite, extends, finished, restore
 from rl_runner.seeding import generator

@@ -24,7 +24,7 @@ from rl_runner.envs.spaces import action_map, choices
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.evaluate import evaluator_of
 from rl_runner.persistence import CHECKPOINT, CONFIG, POLICY, VIDEOS, checkpoint
-from rl_runner.persistence.state import load_state
+from rl_runner.persistence.checkpoint import load_state
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
 

@@ -14,7 +14,7 @@ from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
 from rl_runner.optim import with_linear_decay
-from rl_runner.persistence.state import state_of
+from rl_runner.persistence.checkpoint import state_of
 from rl_runner.replay import PrioritizedReplay, UniformReplay
 from rl_runner.run import build
 from rl_runner.train import train
