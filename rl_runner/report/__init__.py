@@ -19,11 +19,20 @@ from rl_runner.errors import UserError
 from rl_runner.report import tables
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.findings import Findings, missing_seeds, search_text
-from rl_runner.report.plots import DIAGNOSTICS, Picture, Studio
+from rl_runner.report.plots import INKS, Picture, Studio
 from rl_runner.report.statistics import PERCENT, coverage
 from rl_runner.report.study import RETURNS
-from rl_runner.report.style import INKS
 from rl_runner.report.tables import Table, markdown_escaped
+
+DIAGNOSTICS = {
+    "eval/exact_return": "Exact value of the greedy policy",
+    "values/q_error_max": "Largest error of Q",
+    "eval/q_bias": "Q bias: estimate minus return",
+    "values/q_mean": "Mean Q",
+    "losses/td_loss": "TD loss",
+    "policy/entropy": "Policy entropy",
+    "policy/alpha": "Temperature α",
+}
 
 
 def prose(text: str) -> Markup:
