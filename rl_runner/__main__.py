@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from rl_runner import console
+from rl_runner import __version__, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
 from rl_runner.errors import Interrupted, Told, UserError, report_error
 from rl_runner.help import FLAGS, answer, show_defaults
@@ -40,15 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def versions() -> str:
     """What a report of a fault should quote."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
-    found = []
-    for name, package in (("rl-runner", "rl-runner"), ("torch", "torch"), ("hydra", "hydra-core")):
-        try:
-            found.append(f"{name} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{name} is not installed")
-    return ", ".join([*found, f"Python {platform.python_version()}"])
+    found = f"rl-runner {__version__}, torch {version('torch')}, hydra {version('hydra-core')}"
+    return f"{found}, Python {platform.python_version()}"
 
 
 def command(name: str, words: list[str]) -> None:

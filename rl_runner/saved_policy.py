@@ -24,7 +24,6 @@ from rl_runner.envs.spaces import action_map, choices
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.evaluate import evaluator_of
 from rl_runner.persistence import CHECKPOINT, CONFIG, POLICY, VIDEOS, checkpoint
-from rl_runner.persistence.checkpoint import load_state
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
 
@@ -56,7 +55,7 @@ def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
     env = SeededEnv(config.env, (config.seed, "spec", 0))
     agent, _ = build_agent(config, env.spec)
     env.close()
-    load_state(agent, saved.state["agent"])
+    checkpoint.load_state(agent, saved.state["agent"])
     return agent, saved.step, saved.origin["environment"][0]
 
 

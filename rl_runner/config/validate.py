@@ -197,9 +197,9 @@ def _option_problems(config: Config, algo: Any) -> Iterator[str]:
     if config.algo.get("munchausen") is not None and config.algo.get("double"):
         why = "selects an action, of which algo.munchausen's target is the mean"
         yield f"algo.double=true: {why}; use algo.double=false"
-    ours = algo.__module__.startswith("rl_runner.")
-    for name in NETWORKS:
-        if (noisy := getattr(config, name).get("noisy")) and ours and not hasattr(algo, "noisy_layers"):
+    unaware = algo.__module__.startswith("rl_runner.") and not hasattr(algo, "noisy_layers")
+    for name in NETWORKS if unaware else ():
+        if noisy := getattr(config, name).get("noisy"):
             yield f"{name}.noisy={noisy:g}: is for DQN and what is made of it; use {name}.noisy=null"
 
 
