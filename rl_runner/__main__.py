@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from rl_runner import completion, console
+from rl_runner import __version__, console
 from rl_runner.commands import COMMANDS, hydra_parser, parse
 from rl_runner.errors import Interrupted, Told, UserError, report_error
-from rl_runner.help import show_defaults
+from rl_runner.help import FLAGS, answer, show_defaults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.platform == "win32" or find_spec("fcntl") is None:
             raise UserError("rl-runner runs on Linux and macOS; on Windows use WSL")
-        if query and not completion.FLAGS.isdisjoint(words):
-            completion.answer(query)
+        if query and not FLAGS.isdisjoint(words):
+            answer(query)
         elif words and words[0] in COMMANDS:
             command(words[0], words[1:])
         elif "--version" in words:
@@ -40,15 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def versions() -> str:
     """What a report of a fault should quote."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
-    found = []
-    for name, package in (("rl-runner", "rl-runner"), ("torch", "torch"), ("hydra", "hydra-core")):
-        try:
-            found.append(f"{name} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{name} is not installed")
-    return ", ".join([*found, f"Python {platform.python_version()}"])
+    found = f"rl-runner {__version__}, torch {version('torch')}, hydra {version('hydra-core')}"
+    return f"{found}, Python {platform.python_version()}"
 
 
 def command(name: str, words: list[str]) -> None:

@@ -57,7 +57,16 @@ def build_update(agent: Agent, replay: Replay, averages: Averages, mode: Mode, p
     if precision == "bfloat16":
         learns = "learn" if hasattr(agent, "learn") else "update"
         setattr(agent, learns, in_bfloat16(getattr(agent, learns), torch.device(getattr(agent, "device", "cpu"))))
-    return _eager(agent, replay, averages) if mode == "eager" else _graph(agent, replay, averages, mode)
+    if mode != "eager":
+        return _graph(agent, replay, averages, mode)
+
+    def update(step: int) -> None:
+        batch = replay.gather(*replay.draw(agent.batch_size, step))
+        metrics, td_error = agent.update(batch, step)
+        replay.prioritize(batch.index, td_error)
+        averages.add(*_stacked(metrics))
+
+    return update
 
 
 def in_bfloat16(learn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -69,16 +78,6 @@ def in_bfloat16(learn: Callable[..., Any], device: torch.device) -> Callable[...
             return learn(*arguments)
 
     return call
-
-
-def _eager(agent: Agent, replay: Replay, averages: Averages) -> Update:
-    def update(step: int) -> None:
-        batch = replay.gather(*replay.draw(agent.batch_size, step))
-        metrics, td_error = agent.update(batch, step)
-        replay.prioritize(batch.index, td_error)
-        averages.add(*_stacked(metrics))
-
-    return update
 
 
 def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update:

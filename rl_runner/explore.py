@@ -7,26 +7,21 @@ import torch
 from torch import Tensor
 
 from rl_runner.envs import Spec
-
-
-def linear_epsilon(minimum: float, fraction: float, total_steps: int) -> Callable[[int], float]:
-    """ε from 1 to `minimum` in a straight line over the first `fraction` of the run (Mnih et al. 2015)."""
-    duration = max(1.0, fraction * total_steps)
-    return lambda step: 1.0 + (minimum - 1.0) * min(1.0, step / duration)
-
-
-def multiplicative_epsilon(minimum: float, decay: float) -> Callable[[int], float]:
-    """ε ← max(ε_min, ε · decay) once per environment step, starting from 1."""
-    return lambda step: max(minimum, decay**step)
+from rl_runner.networks import Net, NetworkFactory
 
 
 def epsilon_schedule(
     kind: Literal["linear", "multiplicative"], minimum: float, fraction: float, decay: float, total_steps: int
 ) -> Callable[[int], float]:
-    """The configured schedule as a function of the environment step."""
-    if kind == "linear":
-        return linear_epsilon(minimum, fraction, total_steps)
-    return multiplicative_epsilon(minimum, decay)
+    """ε by environment step, from 1 to `minimum`.
+
+    `linear`: in a straight line over the first `fraction` of the run (Mnih et al. 2015); `multiplicative`:
+    ε ← max(ε_min, ε · decay) once per environment step.
+    """
+    if kind == "multiplicative":
+        return lambda step: max(minimum, decay**step)
+    duration = max(1.0, fraction * total_steps)
+    return lambda step: 1.0 + (minimum - 1.0) * min(1.0, step / duration)
 
 
 def epsilon_greedy(
@@ -93,18 +88,14 @@ class RepeatedActions:
 class GaussianNoise:
     """Independent N(0, scale²) on every action component (Fujimoto et al. 2018)."""
 
+    PARTS = ()  # white noise has no memory
+
     def __init__(self, action_dim: int, scale: float, generator: torch.Generator):
         self.action_dim, self.scale, self.generator = action_dim, scale, generator
 
     def __call__(self, first: Tensor) -> Tensor:
         """Noise `[N, act]`; `first` `[N]` marks the environments whose episode has just begun."""
         return self.scale * torch.randn(len(first), self.action_dim, generator=self.generator)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """White noise has no memory."""
 
 
 class OUNoise:
@@ -136,6 +127,17 @@ def action_noise(
 ) -> GaussianNoise | OUNoise:
     """The configured noise process."""
     return (OUNoise if kind == "ou" else GaussianNoise)(action_dim, scale, generator)
+
+
+class DeterministicActor(Net):
+    """μ(s) in [-1, 1]: `[B, *obs]` to `[B, act]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, spec.action_dim)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return torch.tanh(self.output(obs, training=training))
 
 
 class NoisyPolicy:

@@ -28,10 +28,14 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
     """The header: one line per decision that shapes the run."""
     config, spec = run.config, run.envs.spec
     threads = _plural(torch.get_num_threads(), "CPU thread")
-    encoders = [part for module in modules(run.agent) for part in module.modules() if isinstance(part, Conv)]
+    modules = dict.fromkeys(value for value in vars(run.agent).values() if isinstance(value, nn.Module))  # each once
+    encoders = [part for module in modules for part in module.modules() if isinstance(part, Conv)]
+    num_parameters = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    seen = f"of {spec.num_states:,} states" if spec.num_states else f"{[*spec.obs_shape]} {str(spec.obs_dtype)[6:]}"
+    acts = f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim}-dimensional actions"
     lines = [
         f"{config.chosen.get('algo', type(run.agent).__name__)} on {config.env.id}, seed {config.seed}",
-        f"observations {_observations(spec)}, {_actions(spec)}; {_plural(config.num_envs, 'environment')}"
+        f"observations {seen}, {acts}; {_plural(config.num_envs, 'environment')}"
         + (", each in a process of its own" if config.vectorization == "async" else ""),
         *(encoder(spec, config, part.n_out) for part in encoders[:1]),
         *around(config),
@@ -39,7 +43,7 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
         *getattr(run.agent, "remarks", lambda: [])(),
         *normalization(config),
         f"replay: {replay(run)}",
-        f"parameters: {num_parameters(run.agent):,}; {mode} ({reason}); {threads}"
+        f"parameters: {num_parameters:,}; {mode} ({reason}); {threads}"
         + ("; learns by products in bfloat16" if precision == "bfloat16" else ""),
         f"environment: {continuity}",
         f"evaluation: {evaluation(config)}" + (f"; {where}" if config.eval_every else ""),
@@ -67,11 +71,8 @@ def learning(run: Run, num_updates: int) -> str:
     if random < first_batch - 1:
         before = f"{random:,} random ones, then " if random else ""
         warm_up = f" after {first_batch - 1:,} ({before}until a batch of {first_batch:,} is there)"
-    clipped = (
-        f"; rewards are learned within [-{config.clip_rewards:g}, {config.clip_rewards:g}]"
-        if config.clip_rewards
-        else ""
-    )
+    clip = config.clip_rewards
+    clipped = f"; rewards are learned within [-{clip:g}, {clip:g}]" if clip else ""
     falls, end = config.lr_schedule != "constant" and optimizers(run.agent), config.lr_end
     falling = f", learning rates falling to {f'{end:g} of what they are' if end else 0}" if falls else ""
     resets = ", ".join(f"{at:,}" for at in getattr(run.agent, "reset_at", ()))
@@ -83,14 +84,11 @@ def learning(run: Run, num_updates: int) -> str:
 
 def normalization(config: Config) -> list[str]:
     """What the agent sees on another scale, in words."""
-    said = []
-    if config.normalize_observations:
-        said.append("observations by their running mean and standard deviation")
+    said = ["observations by their running mean and standard deviation"] if config.normalize_observations else []
     if config.normalize_rewards:
         said.append(f"rewards, so that discounted returns lie within about ±{config.normalize_rewards:g}")
-    return (
-        [f"normalized for learning: {', '.join(said)}; logs and evaluation in the environment's units"] if said else []
-    )
+    what = ", ".join(said)
+    return [f"normalized for learning: {what}; logs and evaluation in the environment's units"] if said else []
 
 
 def encoder(spec: Spec, config: Config, n_out: int) -> str:
@@ -151,11 +149,6 @@ def farewell(result: dict[str, Any], directory: Path) -> str:
     )
 
 
-def over(result: dict[str, Any], directory: Path) -> str:
-    """What a finished run says when it is started again."""
-    return f"{directory} is finished: {result['total_steps']:,} steps; resume it with a larger total_steps to extend it"
-
-
 def hparams(config: Config) -> dict[str, int | float | str | bool]:
     """The config flattened for TensorBoard's HPARAMS tab, which sorts by name and would begin with the machine's."""
     flat = flatten({key: value for key, value in written_values(config).items() if key not in MACHINE})
@@ -166,28 +159,10 @@ def hparams(config: Config) -> dict[str, int | float | str | bool]:
     }
 
 
-def num_parameters(agent: Any) -> int:
-    """Trainable parameters of all the agent's modules."""
-    return sum(p.numel() for module in modules(agent) for p in module.parameters() if p.requires_grad)
-
-
-def modules(agent: Any) -> list[nn.Module]:
-    """The agent's networks, each once."""
-    return list(dict.fromkeys(value for value in vars(agent).values() if isinstance(value, nn.Module)))
-
-
 def _wrapped(line: str) -> str:
     """A line broken at words, for the terminal's width."""
     columns = shutil.get_terminal_size((100, 24)).columns
     return textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _observations(spec: Any) -> str:
-    return f"of {spec.num_states:,} states" if spec.num_states else f"{list(spec.obs_shape)} {str(spec.obs_dtype)[6:]}"
-
-
-def _actions(spec: Any) -> str:
-    return f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim}-dimensional actions"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from rl_runner.envs.process import one_line
 from rl_runner.errors import RunFailed
 from rl_runner.persistence import METRICS
 from rl_runner.sinks import Sink
+
+Rows = Iterable[tuple[int, Mapping[str, float]]]
 
 
 class Averages:
@@ -111,15 +113,13 @@ class Logger:
         """Write the rows that are due as far as they are complete; if asked, all of them."""
         while self._due and (wait or self._due[0][2] is None or self._due[0][2].ready):
             step, row, evaluation = self._due.popleft()
-            self._write(step, finite({**row, **evaluation.result} if evaluation else row))
-
-    def _write(self, step: int, row: dict[str, float]) -> None:
-        self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
-        with suppress(OSError):  # sync tries again, and no checkpoint goes without it
-            self._drain()
-        for sink in self._sinks.values():
-            sink.write(step, row)
-        self._show(step, row)
+            row = finite({**row, **evaluation.result} if evaluation else row)
+            self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
+            with suppress(OSError):  # sync tries again, and no checkpoint goes without it
+                self._drain()
+            for sink in self._sinks.values():
+                sink.write(step, row)
+            self._show(step, row)
 
     def sync(self) -> dict[str, Any]:
         """Bring all rows to the disk, or raise OSError; how far the files and sinks are, for continuing them."""
@@ -141,7 +141,7 @@ class Logger:
         while self._waiting:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, float]]]:
+    def _rows(self) -> Rows:
         for line in self._path.read_bytes().splitlines():
             row = json.loads(line)
             yield row.pop("step"), row
@@ -164,10 +164,10 @@ class Guarded:
         if self._sink is not None:
             self._attempt(lambda: self._sink.write(step, row))
 
-    def sync(self, rows: Callable[[], Iterable[tuple[int, Mapping[str, float]]]]) -> dict[str, Any]:
+    def sync(self, rows: Callable[[], Rows]) -> dict[str, Any]:
         """What the sink needs to go on; empty if it pauses."""
         if self._sink is None:
-            self._attempt(lambda: self._again(rows()))
+            self._attempt(lambda: self._open(0, None, rows()))
         state: dict[str, Any] = {}
         if self._sink is not None:  # by way of JSON, so that what a checkpoint cannot hold stops no run
             self._attempt(lambda: state.update(json.loads(json.dumps(self._sink.sync()))))
@@ -177,13 +177,10 @@ class Guarded:
         if self._sink is not None:
             self._attempt(lambda: self._sink.close())
 
-    def _open(self, step: int, state: Mapping[str, Any] | None) -> None:
+    def _open(self, step: int, state: Mapping[str, Any] | None, rows: Rows = ()) -> None:
         self._sink = self._make(step=step, state=state)
-
-    def _again(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        self._open(0, None)
-        for step, row in rows:
-            self._sink.write(step, row)
+        for each, row in rows:
+            self._sink.write(each, row)
 
     def _attempt(self, call: Callable[[], Any]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy
 import torch
 
+CPUINFO = Path("/proc/cpuinfo")
 CORES = "RL_RUNNER_CORES"  # the variable that tells a run of a sweep its share of them
 
 
@@ -51,12 +53,7 @@ def num_threads(threads: str | int) -> int:
 
 def facts(device: torch.device, env: gym.Env) -> dict[str, str | int]:
     """All of it, to compare with the machine that continues a run."""
-    return {
-        "threads": torch.get_num_threads(),
-        "device": device.type,
-        "processor": processor(device),
-        **versions(env),
-    }
+    return {"threads": torch.get_num_threads(), "device": device.type, "processor": processor(device), **versions(env)}
 
 
 def versions(env: gym.Env) -> dict[str, str]:
@@ -74,10 +71,6 @@ def processor(device: torch.device) -> str:
     """The processor that computes, and which of its instructions PyTorch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    told = CPUINFO.read_text() if CPUINFO.exists() else ""
+    named = re.search(r"^model name\s*:(.*)", told, re.MULTILINE)
+    return f"{named[1].strip() if named else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

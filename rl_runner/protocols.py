@@ -19,8 +19,8 @@ class Agent(Protocol):
     `behave(obs, *noise)`, the parts of `update` and of `explore` that can be captured as graphs. A graph holds numbers
     and flags of the agent for constants: hand over what changes, such as ε, as a tensor beside the noise.
 
-    What has to be saved of it is named in `PARTS` (`persistence/state.py`), or given by `state_dict()` and taken back
-    by `load_state_dict(state)`.
+    What has to be saved of it is named in `PARTS` (`persistence/checkpoint.py`), or given by `state_dict()` and taken
+    back by `load_state_dict(state)`.
     """
 
     gamma: float

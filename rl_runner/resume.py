@@ -12,8 +12,7 @@ from rl_runner.config.schema import DEFAULTS_ADDED_LATER, Config, load_config, r
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.machine import available, resolve_device
 from rl_runner.persistence import CONFIG, RESULT, STATUS, SWEEP, flatten, read_json
-from rl_runner.persistence.checkpoint import Saved
-from rl_runner.persistence.state import load_state, state_of, tensors
+from rl_runner.persistence.checkpoint import Saved, load_state, state_of, tensors
 from rl_runner.replay.rowlog import RowLog
 from rl_runner.train import Run, schedules
 

@@ -23,9 +23,8 @@ from rl_runner.machine import available, facts, resolve_device, set_up, versions
 from rl_runner.normalize import Normalizer
 from rl_runner.optim import lr_factor, with_schedule
 from rl_runner.persistence import CHECKPOINT, CONFIG, RESULT, checkpoint, write_json
-from rl_runner.persistence.checkpoint import Checkpoints, Saved
+from rl_runner.persistence.checkpoint import Checkpoints, Saved, load_state, state_of, tensors
 from rl_runner.persistence.session import Saver, Session, session_in
-from rl_runner.persistence.state import load_state, state_of, tensors
 from rl_runner.protocols import Agent
 from rl_runner.resume import check_config, check_finite, extends, finished, restore
 from rl_runner.seeding import derive, generator
@@ -84,7 +83,8 @@ def run(config: Config, directory: Path) -> dict[str, Any]:
         if saved:
             check_config(config, saved, directory)
         if result := finished(config, saved, directory):
-            print(header.over(result, directory))
+            steps = f"{result['total_steps']:,} steps"
+            print(f"{directory} is finished: {steps}; resume it with a larger total_steps to extend it")
             return result
         try:
             return work(config, directory, session, saved)
@@ -160,7 +160,7 @@ def finish(parts: Run, saver: Saver, logger: Logger, session: Session) -> dict[s
     with session.impatient(unsaved):
         metrics, returns = parts.evaluator(parts.agent, parts.config.final_eval_episodes)
     logger.write(parts.step, training_row(parts) | metrics)
-    session.close_bar()
+    session.bar.close()
     result = finite(metrics) | {
         "episode_returns": returns,
         "total_steps": parts.step,

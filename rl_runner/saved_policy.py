@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rl_runner import persistence
 from rl_runner.commands import parse
-from rl_runner.config.env_ids import installed
+from rl_runner.config.environment import installed
 from rl_runner.config.schema import Config, load_config
 from rl_runner.console import quiet
 from rl_runner.envs import Envs
@@ -24,7 +24,6 @@ from rl_runner.envs.spaces import action_map, choices
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.evaluate import evaluator_of
 from rl_runner.persistence import CHECKPOINT, CONFIG, POLICY, VIDEOS, checkpoint
-from rl_runner.persistence.state import load_state
 from rl_runner.protocols import Agent
 from rl_runner.run import build_agent
 
@@ -56,7 +55,7 @@ def load(config: Config, directory: Path) -> tuple[Agent, int, bool]:
     env = SeededEnv(config.env, (config.seed, "spec", 0))
     agent, _ = build_agent(config, env.spec)
     env.close()
-    load_state(agent, saved.state["agent"])
+    checkpoint.load_state(agent, saved.state["agent"])
     return agent, saved.step, saved.origin["environment"][0]
 
 

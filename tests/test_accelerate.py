@@ -14,7 +14,7 @@ from rl_runner.envs import Spec
 from rl_runner.logger import Averages
 from rl_runner.networks import MLP, Dueling
 from rl_runner.optim import lr_factor, with_schedule
-from rl_runner.persistence.state import state_of
+from rl_runner.persistence.checkpoint import state_of
 from rl_runner.replay import PrioritizedReplay, UniformReplay
 from rl_runner.residual import Residual
 from rl_runner.run import build

@@ -22,8 +22,7 @@ from rl_runner.config.schema import Config
 from rl_runner.envs import Spec
 from rl_runner.errors import RunFailed, UserError
 from rl_runner.persistence import checkpoint
-from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal
-from rl_runner.persistence.state import state_of, tensors
+from rl_runner.persistence.checkpoint import Checkpoints, encode, log_of, newest, seal, state_of, tensors
 from rl_runner.replay import UniformReplay
 from rl_runner.replay.rowlog import RowLog, verify
 from rl_runner.resume import check_finite, restore, snapshot_of

@@ -351,7 +351,7 @@ def test_a_sweep_takes_what_hydra_takes(rl_runner, monkeypatch, words, jobs):
 
 
 def test_too_many_environments_for_a_glob_are_named_before_they_are_made(rl_runner, monkeypatch):
-    monkeypatch.setattr("rl_runner.config.env_ids.known_ids", lambda: [f"Made-v{i}" for i in range(1_000)])
+    monkeypatch.setattr("rl_runner.config.environment.known_ids", lambda: [f"Made-v{i}" for i in range(1_000)])
     ended = rl_runner("-m", "algo=dqn", "env=glob(*)")
     assert (ended.code, ended.files) == (2, [])
     assert re.fullmatch(r"env=glob\(\*\): matches 1,0\d\d environments; name fewer", "\n".join(ended.lines))

@@ -22,11 +22,11 @@ from sweeping import Ended
 
 from rl_runner import header, notes
 from rl_runner.commands import COMMANDS
-from rl_runner.completion import complete
 from rl_runner.config.schema import Config, EnvConfig, RunLevel
 from rl_runner.config.targets import ROLES, resolve, schema
 from rl_runner.console import quiet
 from rl_runner.envs.seeded import SeededEnv
+from rl_runner.help import complete
 from rl_runner.notes import constructor
 from rl_runner.saved_policy import film
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rl_runner import losses
 from rl_runner.networks import MLP, Dueling, Linear
-from rl_runner.persistence.state import state_of
+from rl_runner.persistence.checkpoint import state_of
 from rl_runner.values import Scalar, soft_target
 
 pytestmark = pytest.mark.usefixtures("float64")

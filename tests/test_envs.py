@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_runner.config import env_ids
+from rl_runner.config import environment
 from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import Envs, make, spec_of
 from rl_runner.envs.spaces import action_map
@@ -267,7 +267,7 @@ def test_environments_that_cannot_be_made_are_refused_in_one_line(config, compla
 
 
 def test_missing_package_of_a_namespace_names_the_extra(monkeypatch):
-    monkeypatch.setitem(env_ids.NAMESPACES, "ALE/", ("ale_py_that_is_not_here", "atari", "atari"))
+    monkeypatch.setitem(environment.NAMESPACES, "ALE/", ("ale_py_that_is_not_here", "atari", "atari"))
     with pytest.raises(UserError, match=r"rl-runner\[atari\]"):
         make(EnvConfig(id="ALE/Pong-v5"))
 

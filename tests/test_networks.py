@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rl_runner import losses
-from rl_runner.actors import DeterministicActor, GaussianActor
+from rl_runner.algos.sac import GaussianActor
 from rl_runner.encoders import Flat, Shared
 from rl_runner.envs import Spec
+from rl_runner.explore import DeterministicActor
 from rl_runner.networks import (
     ACTIVATIONS,
     MLP,

@@ -19,7 +19,7 @@ from rl_runner.accelerate import build_update
 from rl_runner.config.schema import Config, load_config
 from rl_runner.envs import Step
 from rl_runner.normalize import OF_RETURNS, Moments, Normalizer, Observations, Rewards
-from rl_runner.persistence.state import load_state, state_of
+from rl_runner.persistence.checkpoint import load_state, state_of
 from rl_runner.replay import Batch
 from rl_runner.run import Run, build, params_sha256
 from rl_runner.saved_policy import load

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rl_runner.config import env_ids
+from rl_runner.config import environment
 from rl_runner.config.compose import CONFIGS
 from rl_runner.config.schema import EnvConfig
 from rl_runner.envs import Envs, probe_continuity
@@ -47,7 +47,7 @@ def test_minatar_is_composed_by_itself(configure):
 def test_other_ids_have_none(configure):
     assert "preset" not in configure("algo=dqn", "env=CartPole-v1").chosen
     known = {"ALE/Pong-v5": "atari", "BabyAI-GoTo-v0": "minigrid", "MiniGrid-Empty-5x5-v0": "minigrid", "A/ALE/B": None}
-    assert {name: env_ids.preset_of(name) for name in known} == known
+    assert {name: environment.preset_of(name) for name in known} == known
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "preset").glob("*.yaml")))
@@ -73,12 +73,12 @@ def test_a_preset_that_is_not_composed_is_one_line(words, line, rl_runner):
     assert ended.err[:1] == ([line] if line else [])  # more follows where the extra is missing
 
 
-@pytest.mark.parametrize("prefix", env_ids.NAMESPACES)
+@pytest.mark.parametrize("prefix", environment.NAMESPACES)
 def test_a_missing_extra_is_one_line(prefix, monkeypatch):
-    _, extra, preset = env_ids.NAMESPACES[prefix]
-    monkeypatch.setitem(env_ids.NAMESPACES, prefix, ("not_here.gym", extra, preset))
+    _, extra, preset = environment.NAMESPACES[prefix]
+    monkeypatch.setitem(environment.NAMESPACES, prefix, ("not_here.gym", extra, preset))
     line = f"env={prefix}X-v1 needs not_here, which is not installed: pip install 'rl-runner[{extra}]'"
-    assert env_ids.problem(f"{prefix}X-v1") == line
+    assert environment.problem(f"{prefix}X-v1") == line
 
 
 def test_tuned_values_of_an_id_with_a_slash_are_announced(rl_runner, tmp_path):

@@ -14,7 +14,7 @@ from rl_runner.console import printable
 from rl_runner.report import as_text, main, tables
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.findings import Findings
-from rl_runner.report.plots import file_name
+from rl_runner.report.load import file_name
 from rl_runner.report.study import LONGEST, shown
 from rl_runner.report.tables import markdown_escaped
 

@@ -19,7 +19,7 @@ from rl_runner import accelerate, header
 from rl_runner.config.schema import Config
 from rl_runner.explore import RepeatedActions
 from rl_runner.optim import build, lr_factor, minimize, with_schedule
-from rl_runner.persistence.state import state_of, tensors
+from rl_runner.persistence.checkpoint import state_of, tensors
 from rl_runner.run import build_agent, params_sha256, renew
 from rl_runner.seeding import derive
 from rl_runner.train import train

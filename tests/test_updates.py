@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rl_runner.algos.q_learning import QLearning
 from rl_runner.envs import Spec
 from rl_runner.networks import MLP
-from rl_runner.persistence.state import load_state, state_of
+from rl_runner.persistence.checkpoint import load_state, state_of
 from rl_runner.replay import Batch
 
 Params = dict[str, Tensor]

@@ -9,10 +9,9 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.actors import DeterministicActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
-from rl_runner.explore import NoisyPolicy, action_noise
+from rl_runner.explore import DeterministicActor, NoisyPolicy, action_noise
 from rl_runner.networks import Critics, NetworkFactory
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
@@ -31,7 +30,6 @@ class DDPG(NoisyPolicy):
     """
 
     actions = "continuous"
-    observations = "any"
     PARTS = (
         "actor",
         "critics",

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import FiniteFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.actors import CategoricalActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
-from rl_runner.networks import NetworkFactory, QNetwork
+from rl_runner.networks import Net, NetworkFactory, QNetwork
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -34,7 +33,6 @@ class DiscreteSAC:
     """
 
     actions = "discrete"
-    observations = "any"
     stochastic = True
     PARTS = (
         "actor",
@@ -179,3 +177,14 @@ class DiscreteSAC:
         self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)
+
+
+class CategoricalActor(Net):
+    """log π(·|s) of every discrete action: `[B, *obs]` to `[B, A]`."""
+
+    def __init__(self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator):
+        assert spec.num_actions is not None
+        super().__init__(spec, network, encoder, generator, spec.num_actions)
+
+    def forward(self, obs: Tensor, training: bool = False) -> Tensor:
+        return self.output(obs, training=training).log_softmax(dim=-1)

@@ -36,7 +36,6 @@ class DQN:
     """
 
     actions = "discrete"
-    observations = "any"
     noisy_layers = True  # are given noise to learn and to explore with
     PARTS: tuple[str, ...] = ("q", "target_q", "optimizer", "behaviour", "repeats", "copies")
 

@@ -9,11 +9,10 @@ from pydantic import FiniteFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.actors import GaussianActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
 from rl_runner.explore import RepeatedActions
-from rl_runner.networks import Critics, NetworkFactory
+from rl_runner.networks import Critics, Net, NetworkFactory
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
 from rl_runner.seeding import generator
@@ -39,7 +38,6 @@ class SAC:
     """
 
     actions = "continuous"
-    observations = "any"
     stochastic = True
     PARTS: tuple[str, ...] = (
         "actor",
@@ -209,3 +207,18 @@ class SAC:
             self.targets.polyak(self.tau)
 
         return metrics, td_error.mean(dim=0)
+
+
+class GaussianActor(Net):
+    """Mean and log standard deviation before squashing: `[B, *obs]` to two `[B, act]`; log σ clamped to `bounds`."""
+
+    def __init__(
+        self, spec: Spec, network: NetworkFactory, encoder: Any, generator: torch.Generator, bounds: tuple[float, float]
+    ):
+        assert spec.action_dim is not None
+        super().__init__(spec, network, encoder, generator, 2 * spec.action_dim)
+        self.bounds = bounds
+
+    def forward(self, obs: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.output(obs, training=training).chunk(2, dim=-1)
+        return mean, log_std.clamp(*self.bounds)

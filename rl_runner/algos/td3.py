@@ -9,10 +9,9 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from rl_runner import losses
-from rl_runner.actors import DeterministicActor
 from rl_runner.encoders import EncoderFactory, Shared
 from rl_runner.envs import Spec
-from rl_runner.explore import GaussianNoise, NoisyPolicy
+from rl_runner.explore import DeterministicActor, GaussianNoise, NoisyPolicy
 from rl_runner.networks import Critics, NetworkFactory
 from rl_runner.optim import OptimizerFactory, Targets, build, minimize
 from rl_runner.replay import Batch
@@ -32,7 +31,6 @@ class TD3(NoisyPolicy):
     """
 
     actions = "continuous"
-    observations = "any"
     PARTS = (
         "actor",
         "critics",

@@ -19,15 +19,14 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_runner import completion
-from rl_runner.config.env_ids import preset_of
+from rl_runner.config.environment import preset_of
 from rl_runner.config.problems import flat_keys, key_of, override_problem, unknown_choice
 from rl_runner.config.schema import Config, Parsed, parse
 from rl_runner.config.targets import GROUPS
 from rl_runner.config.validate import validate
 from rl_runner.config.words import as_typed, opened, plain
 from rl_runner.errors import UserError
-from rl_runner.help import show
+from rl_runner.help import install, show
 from rl_runner.notes import CONFIGS as CONFIGS
 from rl_runner.persistence import attempts
 
@@ -48,7 +47,7 @@ def start(arguments: Namespace, parser: ArgumentParser) -> None:
         if arguments.hydra_help:
             return hydra.hydra_help(name, parser, arguments)
         if arguments.shell_completion:
-            return completion.install(lambda: hydra.shell_completion(name, arguments.overrides))
+            return install(lambda: hydra.shell_completion(name, arguments.overrides))
         if arguments.cfg:
             return hydra.show_cfg(name, arguments.overrides, arguments.cfg, arguments.package, arguments.resolve)
         if arguments.info:

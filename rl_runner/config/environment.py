@@ -1,13 +1,29 @@
-"""The config of an environment; what may stand around it, and what to write instead of the rest."""
+"""An environment by its id and its config: which there are, what may stand around one, what to write instead."""
 
+import importlib
+import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+import gymnasium as gym
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from rl_runner.config.env_ids import installed
+from rl_runner.config.problems import closest
 from rl_runner.config.targets import Strict
 
+# What ids begin with that are registered only when a module is imported: (module, extra, preset).
+NAMESPACES = {
+    "ALE/": ("ale_py", "atari", "atari"),
+    "MinAtar/": ("minatar.gym", "minatar", "minatar"),
+    "MiniGrid-": ("minigrid", "minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid", "minigrid"),
+}
+# Where the code of registered ids lies, and what it imports in turn: (module, extra).
+FAMILIES = {"gymnasium.envs.mujoco": ("mujoco", "mujoco"), "gymnasium.envs.box2d": ("Box2D", "box2d")}
+
+VERSION = r"-v\d+$"  # at the end of an id
+OWN = "; if a package of yours registers it, name that in plugins=[...]"
 FILMS = "to see a policy, rl-runner eval DIR --video"
 LEARNS = "its running statistics go on in evaluation and are lost by checkpoints: write"
 # Wrappers of Gymnasium's whose work is the runner's.
@@ -64,12 +80,12 @@ def named(wrapper: Any) -> Any:
     return {"_target_": wrapper} if isinstance(wrapper, str) else wrapper
 
 
-def missing(group: Any) -> str | None:
+def missing(group: Mapping[str, Any]) -> str | None:
     """The line for a wrapper whose package is an extra that is not installed."""
-    target = group.get("_target_") if isinstance(group, Mapping) else None
-    if str(target).startswith("minigrid.") and not installed("minigrid"):
-        return f"{target} needs minigrid, which is not installed: pip install 'rl-runner[minigrid]'"
-    if str(target).startswith("gymnasium.wrappers.vector"):
+    target = str(group.get("_target_"))
+    if target.startswith("minigrid.") and not installed("minigrid"):
+        return needs(target, "minigrid", "minigrid")
+    if target.startswith("gymnasium.wrappers.vector"):
         return f"{target} wraps several environments at once: name the wrapper of one, in gymnasium.wrappers"
     return None
 
@@ -87,3 +103,64 @@ def refusal(target: Callable[..., Any] | None, keys: Any) -> str | None:
     if name == "AtariPreprocessing" and keys.get("terminal_on_life_loss"):
         return f"{name}.terminal_on_life_loss=true starts a new game at every life, so later lives are never seen"
     return None
+
+
+def known_ids(typed: str | None = None) -> list[str]:
+    """All ids that could be typed on this machine.
+
+    With `typed`, the beginning of one, a family is imported only if it is that one's; the others are listed by prefix.
+    """
+    families = {prefix for prefix, (module, *_) in NAMESPACES.items() if installed(module)}
+    meant = {prefix for prefix in families if typed is None or typed.startswith(prefix)}
+    for prefix in meant:
+        _register(prefix)
+    return sorted({*gym.registry, *(families - meant)})
+
+
+def preset_of(env_id: str) -> str | None:
+    """The name of the preset for an id's family."""
+    return next((preset for prefix, (_, _, preset) in NAMESPACES.items() if env_id.startswith(prefix)), None)
+
+
+def _register(prefix: str) -> None:
+    module = importlib.import_module(NAMESPACES[prefix][0])
+    if not any(name.startswith(prefix) for name in gym.registry):  # as MinAtar's, once it is imported
+        module.register_envs()
+    if prefix == "ALE/":  # which greets everybody on the terminal
+        module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
+
+
+def problem(env_id: str) -> str | None:
+    """Why there is no such environment here and what to type instead, or None if there is one."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        from rl_runner.envs.process import contained, one_line  # imports torch, which tab completion does without
+
+        try:
+            with contained(module, lambda error: ImportError(one_line(error))):
+                importlib.import_module(module)
+        except ImportError as error:
+            return f"env={env_id}: importing {module} fails ({error})"
+    if prefix := next((prefix for prefix in NAMESPACES if name.startswith(prefix)), None):
+        library, extra, _ = NAMESPACES[prefix]
+        if not installed(library):
+            return needs(f"env={env_id}", library.partition(".")[0], extra)
+        _register(prefix)
+    if name not in gym.registry:
+        in_order = sorted(gym.registry.values(), key=lambda spec: spec.version or 0)
+        newest = {re.sub(VERSION, "", spec.id): spec.id for spec in in_order}
+        match = closest(re.sub(VERSION, "", name), newest)
+        return f"env={env_id}: no such environment" + (f"; did you mean {newest[match]}?" if match else OWN)
+    entry_point = str(gym.registry[name].entry_point)
+    for package, (library, extra) in FAMILIES.items():
+        if entry_point.startswith(package) and not installed(library):
+            return needs(f"env={env_id}", library, extra)
+    return None
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def needs(what: str, library: str, extra: str) -> str:
+    return f"{what} needs {library}, which is not installed: pip install 'rl-runner[{extra}]'"

@@ -75,11 +75,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         return f"{key}: is now {RENAMED[key]}"
     names = list(known)
     parent, _, last = key.rpartition(".")
-    siblings = {_last_part(name): name for name in names if name.rpartition(".")[0] == parent}
-    everywhere = {_last_part(name): name for name in reversed(names)}
-    if last not in everywhere and (
-        ours := next((ELSEWHERE[part] for part in key.split(".") if part in ELSEWHERE), None)
-    ):
+    everywhere = {name.rpartition(".")[2]: name for name in reversed(names)}
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    ours = next((ELSEWHERE[part] for part in key.split(".") if part in ELSEWHERE), None)
+    if ours and last not in everywhere:
         group = f"{ours.partition('.')[0]}."
         lacks = ours.split()[0] not in names and any(name.startswith(group) for name in names)
         return f"{key}: no such key; here it is {ours}" + (f", which this {group[:-1]} does not have" if lacks else "")
@@ -113,8 +112,17 @@ def value_problems(error: "ValidationError", known: Iterable[str], prefix: str =
         by_key.setdefault(f"{prefix}{detail['loc'][0]}", []).append(detail)
     missing = [key for key, details in by_key.items() if details[0]["type"] == "missing"]
     misspelt_first = sorted(by_key.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
-    lines = [_line(key, details, names) for key, details in misspelt_first if key not in missing]
-    return [*lines, *_missing(missing, prefix.rstrip("."))]
+    lines = []
+    for key, (first, *others) in misspelt_first:
+        if first["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, names))
+        elif key not in missing:
+            wanted = [_wanted(detail) for detail in (first, *others) if "instance of Tensor" not in detail["msg"]]
+            lines.append(f"{key}={_shown(first['input'])}: must be {' or '.join(dict.fromkeys(wanted))}")
+    # A group's file may take what is missing from another one.
+    source = f", or begin the file of this {prefix[:-1]} with defaults: [NAME of another]" if prefix else ""
+    several = [f"{', '.join(missing)}: missing; give them values{source}"]
+    return lines + (several if len(missing) > 1 else [f"{key}: missing; give it a value" for key in missing])
 
 
 def override_problem(override: str, error: Exception, known: Iterable[str]) -> str:
@@ -163,32 +171,12 @@ def flat_keys(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _line(key: str, details: list["ErrorDetails"], known: list[str]) -> str:
-    first = details[0]
-    if first["type"] == "extra_forbidden":
-        return unknown_key(key, known)
-    wanted = [_wanted(detail) for detail in details if "instance of Tensor" not in detail["msg"]]
-    return f"{key}={_shown(first['input'])}: must be {' or '.join(dict.fromkeys(wanted))}"
-
-
-def _missing(keys: list[str], group: str) -> list[str]:
-    """One line for all keys that have no value; a group's file may take them from another one."""
-    if len(keys) < 2:
-        return [f"{key}: missing; give it a value" for key in keys]
-    source = f", or begin the file of this {group} with defaults: [NAME of another]" if group else ""
-    return [f"{', '.join(keys)}: missing; give them values{source}"]
-
-
 def _wanted(detail: "ErrorDetails") -> str:
     """What the value should have been, from pydantic's "Input should be a valid integer, unable to parse ..."."""
     if "Sequence" in detail["msg"]:  # in the words of Python's types
         return "a list, such as [256,256]"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return message.partition(", ")[0] if "parsing" in detail["type"] or "_type" in detail["type"] else message
-
-
-def _last_part(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _shown(value: Any) -> str:

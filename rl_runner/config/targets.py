@@ -5,7 +5,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
@@ -20,67 +20,51 @@ class Role(NamedTuple):
 
     package: str  # ours, or PyTorch's, in which the class is defined
     protocol: str  # what it fulfils, or is a subclass of
-    wired: frozenset[str]  # constructor parameters that the runner passes; every other one is a key of the config
+    wired: Set[str]  # constructor parameters that the runner passes; every other one is a key of the config
     base: str | None = None  # the group that this one holds differences to, for one part of an agent
     missing: Mapping[str, Any] | None = None  # what a config from before the group existed means
     besides: tuple[str, ...] = ()  # further packages whose classes may be named, as if they were plug-ins
 
 
-NETWORK = Role(
-    "rl_runner.networks",
-    "rl_runner.networks.NetworkFactory",
-    frozenset({"n_in", "n_out", "lead", "generator", "spec", "outputs"}),
-    besides=("rl_runner.residual",),
-)
-OPTIMIZER = Role("torch.optim", "torch.optim.Optimizer", frozenset({"params"}))
-PARTS = {
-    "actor_network": NETWORK._replace(base="network", missing={}),
-    "critic_network": NETWORK._replace(base="network", missing={}),
-    "actor_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
-    "critic_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
-    "alpha_optimizer": OPTIMIZER._replace(base="optimizer", missing={}),
-}
+SEARCH = "rl_runner.sweep.search"
+OTHER_WRAPPERS = ("minigrid.wrappers", "rl_runner.envs.wrappers")
+NETWORK_GETS = {"n_in", "n_out", "lead", "generator", "spec", "outputs"}
+NETWORK = Role("rl_runner.networks", "rl_runner.networks.NetworkFactory", NETWORK_GETS, besides=("rl_runner.residual",))
+OPTIMIZER = Role("torch.optim", "torch.optim.Optimizer", {"params"})
+NETWORK_OF_PART = NETWORK._replace(base="network", missing={})
+OPTIMIZER_OF_PART = OPTIMIZER._replace(base="optimizer", missing={})
+PARTS = dict.fromkeys(("actor_network", "critic_network"), NETWORK_OF_PART)
+PARTS |= dict.fromkeys(("actor_optimizer", "critic_optimizer", "alpha_optimizer"), OPTIMIZER_OF_PART)
 ROLES = {
     "algo": Role(
         "rl_runner.algos",
         "rl_runner.protocols.Agent",
-        frozenset({"spec", "network", "optimizer", "encoder", "value", "seed", "device", "total_steps", *PARTS}),
+        {"spec", "network", "optimizer", "encoder", "value", "seed", "device", "total_steps", *PARTS},
     ),
     "network": NETWORK,
     "optimizer": OPTIMIZER,
     "encoder": Role(
         "rl_runner.encoders",
         "rl_runner.encoders.EncoderFactory",
-        frozenset({"spec", "generator"}),
+        {"spec", "generator"},
         missing={"_target_": "rl_runner.encoders.Flat"},
     ),
-    "value": Role(
-        "rl_runner.values", "rl_runner.values.Value", frozenset(), missing={"_target_": "rl_runner.values.Scalar"}
-    ),
+    "value": Role("rl_runner.values", "rl_runner.values.Value", set(), missing={"_target_": "rl_runner.values.Scalar"}),
     "replay": Role(
         "rl_runner.replay",
         "rl_runner.protocols.Replay",
-        frozenset({"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"}),
+        {"spec", "num_envs", "gamma", "total_steps", "seed", "device", "directory"},
     ),
     **PARTS,
     "loggers": Role(
         "rl_runner.sinks",
         "rl_runner.sinks.Sink",
-        frozenset({"directory", "hparams", "step", "state"}),
+        {"directory", "hparams", "step", "state"},
         missing={"tensorboard": {"_target_": "rl_runner.sinks.TensorBoard"}},
     ),
-    "env.wrappers": Role(
-        "gymnasium.wrappers",
-        "gymnasium.Wrapper",
-        frozenset({"env"}),
-        besides=("minigrid.wrappers", "rl_runner.envs.wrappers"),
-    ),
-    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engines.Engine", frozenset({"threads"})),
-    "hydra.sweeper": Role(
-        "rl_runner.sweep.search",
-        "rl_runner.sweep.search.Search",
-        frozenset({"space", "compose", "directory"}),
-    ),
+    "env.wrappers": Role("gymnasium.wrappers", "gymnasium.Wrapper", {"env"}, besides=OTHER_WRAPPERS),
+    "hydra.launcher": Role("rl_runner.sweep", "rl_runner.sweep.engines.Engine", {"threads"}),
+    "hydra.sweeper": Role(SEARCH, f"{SEARCH}.Search", {"space", "compose", "directory"}),
 }
 GROUPS = tuple(role for role in ROLES if "." not in role and role != "loggers")  # of the config; loggers are several
 # Optimizers that no network here can use: a base class, one for closures, for sparse gradients, for matrices alone.
@@ -171,7 +155,7 @@ def read_groups(groups: Mapping[str, Any], plugins: Sequence[str], known: Sequen
     models: dict[str, type[Strict]] = {}
     for name, group in groups.items():
         base = found.get(role_of(name).base or "")
-        target, problems = None, list[str]()
+        target, problems, takes = None, list[str](), list[str]()
         if base and is_difference(group):
             target = base.target
         elif not isinstance(group, Mapping) or is_difference(group):
@@ -183,9 +167,8 @@ def read_groups(groups: Mapping[str, Any], plugins: Sequence[str], known: Sequen
                 problems = [f"{name}.{error}"]
         if target:
             models[name] = schema(target, name, partial=is_difference(group))
-        found[name] = Group(
-            target, {}, problems, [f"{name}.{key}" for key in models[name].model_fields] if target else []
-        )
+            takes = [f"{name}.{key}" for key in models[name].model_fields]
+        found[name] = Group(target, {}, problems, takes)
     known = [*known, *(key for group in found.values() for key in group.keys)]
     for name, model in models.items():
         # `_partial_` is Hydra's own marker for what a config here always is.
@@ -224,14 +207,13 @@ def schema(target: Callable[..., Any], group: str, partial: bool = False) -> typ
             default = None if partial else ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (Any if unknown else as_written(parameter.annotation), default)
     model = create_model(target.__name__, __base__=Strict, **fields)
-    if takes_anything(parameters):
+    if _takes_anything(parameters):
         model.model_config["extra"] = "allow"
         model.model_rebuild(force=True)
     return model
 
 
-def takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether there is a `**keywords` among them."""
+def _takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
@@ -290,7 +272,7 @@ def _lacking(target: Callable[..., Any], path: str) -> list[str]:
     protocol = getattr(importlib.import_module(module), name)
     if call := vars(protocol).get("__call__"):  # it asks for a constructor
         given, wanted = _signature(target), list(inspect.signature(call).parameters)[1:]
-        return [name for name in wanted if name not in given and not takes_anything(given)]
+        return [name for name in wanted if name not in given and not _takes_anything(given)]
     if not inspect.isclass(target):
         return []
     if not getattr(protocol, "_is_protocol", False):

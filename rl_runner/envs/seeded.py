@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import TimeLimit
 
-from rl_runner.config import env_ids
+from rl_runner.config import environment
 from rl_runner.config.schema import EnvConfig
 from rl_runner.config.targets import factory
 from rl_runner.envs.process import CHEAP, LASTING, contained, one_line, passes, put_back, values_of
@@ -41,12 +41,12 @@ _open: "weakref.WeakSet[SeededEnv]" = weakref.WeakSet()
 
 def make(env: EnvConfig) -> gym.Env:
     """The environment with its time limit, if the runner can work with its spaces; UserError with the reason if not."""
-    if problem := env_ids.problem(env.id):
+    if problem := environment.problem(env.id):
         raise UserError(problem)
 
     def refused(error: BaseException) -> UserError:
         if isinstance(error, DependencyNotInstalled) and "opencv" in str(error):
-            return UserError(env_ids.needs(env.id, "opencv", "atari"))
+            return UserError(environment.needs(f"env={env.id}", "opencv", "atari"))
         return UserError(f"env={env.id} cannot be made: {one_line(error)}")
 
     with contained(env.id, refused), _quiet(env.id):

@@ -1,22 +1,30 @@
-"""Checkpoints on disk: durable, free of pickled objects, the newest two of them, all read back checked.
+"""Checkpoints on disk: durable, free of pickled objects, the newest two of them, all read back checked; their content.
 
 Checkpoint n is `n.pt`, the small state, the rows that the replay's log holds, and `n.json`, which describes both with
 their checksums. It is written last: without it there is no checkpoint.
+
+An agent either has `state_dict` and `load_state_dict`, or names its parts in `PARTS`: modules, optimizers, tensors,
+random generators, counters, or anything that has those methods. Loading copies into the tensors that exist, so a
+captured graph keeps seeing them.
 """
 
 import io
 import json
 import sys
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from rl_runner import persistence
 from rl_runner.errors import RunFailed, UserError
+from rl_runner.optim import parameters, traceable
 from rl_runner.replay import rowlog
 from rl_runner.replay.rowlog import RowLog
 
@@ -194,10 +202,55 @@ def _plain(value: Any, path: str) -> Any:
             return {key: _plain(child, f"{path}.{key}") for key, child in value.items()}
         case list() | tuple():
             return [_plain(child, f"{path}.{i}") for i, child in enumerate(value)]
-        case torch.Tensor():
+        case Tensor():
             tensor = value.detach()
             return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if type(value) not in SCALARS:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise RunFailed(f"cannot be saved: {path} is a {kind}; use tensors, numbers, strings, lists and dicts")
     return value
+
+
+def state_of(part: Any) -> Any:
+    """The state of an object or of one of its parts; not copies."""
+    match part:
+        case int():
+            return part
+        case torch.Generator():
+            return part.get_state()
+        case Tensor():
+            return part.detach()
+        case Optimizer() if traceable(part):
+            return [part.state[p] for p in parameters(part)]
+    if hasattr(part, "PARTS"):
+        return {name: state_of(getattr(part, name)) for name in part.PARTS}
+    return part.state_dict()
+
+
+def load_state(part: Any, state: Any) -> None:
+    """Put a state back."""
+    match part:
+        case torch.Generator():
+            part.set_state(state)
+        case Tensor():
+            part.detach().copy_(state)
+        case Optimizer() if traceable(part):
+            for p, saved in zip(parameters(part), state, strict=True):
+                for key, value in saved.items():
+                    part.state[p][key].copy_(value)
+        case _ if hasattr(part, "PARTS"):
+            for name in part.PARTS:
+                if isinstance(getattr(part, name), int):
+                    setattr(part, name, state.get(name, getattr(part, name)))  # one that is younger than the state
+                else:
+                    load_state(getattr(part, name), state[name])
+        case _:
+            part.load_state_dict(state)
+
+
+def tensors(state: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """All tensors of nested dicts and lists, each with its path."""
+    if isinstance(state, Tensor):
+        return [(path, state)]
+    children = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list) else ()
+    return [found for key, child in children for found in tensors(child, f"{path}/{key}")]

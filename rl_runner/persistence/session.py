@@ -59,28 +59,25 @@ class Session:
         self._status["total_steps"] = total_steps
         self._write()
         # Without a terminal it is not shown.
-        self._bar = tqdm(total=total_steps, initial=step(), unit="step", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(total=total_steps, initial=step(), unit="step", disable=None, dynamic_ncols=True)
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """Take the latest figures of a row."""
         self._status |= {name: row[tag] for name, tag in FIGURES.items() if tag in row}
         names = {"return": "return", "eval": "evaluation"}
         latest = {name: f"{self._status[key]:.1f}" for name, key in names.items() if key in self._status}
-        self._bar.set_postfix(latest, refresh=False)
-        if self._bar.disable and FIGURES["evaluation"] in row:
+        self.bar.set_postfix(latest, refresh=False)
+        if self.bar.disable and FIGURES["evaluation"] in row:
             figures = ", ".join(f"{name} {value}" for name, value in latest.items())
             print(f"step {step:,} of {self._status['total_steps']:,}: {figures}", flush=True)
         self.heartbeat()
 
     def heartbeat(self) -> None:
         """Say every few seconds where the run stands."""
-        self._bar.update(self._step() - self._bar.n)
+        self.bar.update(self._step() - self.bar.n)
         if time.monotonic() - self._written >= STATUS_EVERY:
             with suppress(OSError):  # a full disk; the checkpoint says so
                 self._write()
-
-    def close_bar(self) -> None:
-        self._bar.close()
 
     def end(self, error: BaseException | None = None) -> None:
         """The last word on a run that has begun: that it is done, or how else it ended."""

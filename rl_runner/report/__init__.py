@@ -19,11 +19,20 @@ from rl_runner.errors import UserError
 from rl_runner.report import tables
 from rl_runner.report.aggregate import Reference, read_reference
 from rl_runner.report.findings import Findings, missing_seeds, search_text
-from rl_runner.report.plots import DIAGNOSTICS, Picture, Studio
+from rl_runner.report.plots import INKS, Picture, Studio
 from rl_runner.report.statistics import PERCENT, coverage
 from rl_runner.report.study import RETURNS
-from rl_runner.report.style import INKS
 from rl_runner.report.tables import Table, markdown_escaped
+
+DIAGNOSTICS = {
+    "eval/exact_return": "Exact value of the greedy policy",
+    "values/q_error_max": "Largest error of Q",
+    "eval/q_bias": "Q bias: estimate minus return",
+    "values/q_mean": "Mean Q",
+    "losses/td_loss": "TD loss",
+    "policy/entropy": "Policy entropy",
+    "policy/alpha": "Temperature α",
+}
 
 
 def prose(text: str) -> Markup:
@@ -57,13 +66,6 @@ def as_text(findings: Findings) -> str:
     return TEMPLATES.get_template("terminal.txt").render(findings=findings, results=results).strip()
 
 
-def as_markdown(findings: Findings, picture: Path, beside: Path) -> str:
-    """Headline, one table, every conclusion and the curves, as Markdown; links are relative to `beside`."""
-    link = Path(os.path.relpath(picture, beside)).as_posix()
-    table = tables.results_in_markdown(findings)
-    return TEMPLATES.get_template("template.md").render(findings=findings, table=table, link=link)
-
-
 def main(argv: Sequence[str]) -> int:
     """The command line of `rl-runner report`; prints the conclusions and the page's place."""
     options = parse("report", argv)
@@ -75,8 +77,9 @@ def main(argv: Sequence[str]) -> int:
         page = write(findings, out, options.title)
         if options.markdown:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
-            text = as_markdown(findings, out / "curves.png", options.markdown.parent)
-            options.markdown.write_text(text, encoding="utf-8")
+            link = Path(os.path.relpath(out / "curves.png", options.markdown.parent)).as_posix()
+            template, table = TEMPLATES.get_template("template.md"), tables.results_in_markdown(findings)
+            options.markdown.write_text(template.render(findings=findings, table=table, link=link), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; see --out") from error
     print(as_text(findings), f"\nReport: {page}", sep="\n")

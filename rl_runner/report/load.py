@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,6 +136,12 @@ class Collection(NamedTuple):
 def short_hash(name: str) -> str:
     """Six digits that stand for the rest of a name."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
+def file_name(name: str) -> str:
+    """A name with nothing in it that a file system dislikes, neither signs nor length."""
+    text = re.sub(r"[^A-Za-z0-9.-]", "_", name)
+    return text if len(text) <= 120 else f"{text[:110]}_{short_hash(name)}"
 
 
 def collect(directories: Sequence[Path]) -> Collection:

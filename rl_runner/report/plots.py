@@ -1,9 +1,9 @@
-"""The figures: each drawn once in light colours, kept as SVG in colours of the page and as PNG beside it."""
+"""The figures and their colours: each is drawn once in light ones, kept as SVG in those of the page, and as PNG."""
 
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, zip_longest
 from pathlib import Path
@@ -18,23 +18,46 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from rl_runner.report.aggregate import Aggregate
 from rl_runner.report.findings import Findings
-from rl_runner.report.load import Array, SearchRecord, short_hash
+from rl_runner.report.load import Array, SearchRecord, file_name
 from rl_runner.report.statistics import PERCENT, Interval, mean_interval
-from rl_runner.report.study import Cell, Study, shown, thinned
-from rl_runner.report.style import GROUPS, MUTED, OTHER, PAPER, RC, TEXT, Ink, themed
+from rl_runner.report.study import Cell, shown, thinned
 
-DIAGNOSTICS = {
-    "eval/exact_return": "Exact value of the greedy policy",
-    "values/q_error_max": "Largest error of Q",
-    "eval/q_bias": "Q bias: estimate minus return",
-    "values/q_mean": "Mean Q",
-    "losses/td_loss": "TD loss",
-    "policy/entropy": "Policy entropy",
-    "policy/alpha": "Temperature α",
-}
 LOGARITHMIC = {"losses/td_loss"}  # without a band, which would reach below 0
 WIDTH, HEIGHT = 4.9, 3.1
+Draw = Callable[[Axes], None]
+Estimates = Mapping[str, tuple[float, Interval | None]]
 DASHES: list[Any] = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
+
+
+class Ink(NamedTuple):
+    """A colour by day and by night."""
+
+    name: str
+    light: str
+    dark: str
+
+
+# Okabe and Ito's colours without yellow, and Tol's wine; their dark variants keep the hue.
+GROUPS = [
+    Ink("blue", "#0072b2", "#56aee6"), Ink("vermilion", "#d55e00", "#ff8a45"), Ink("green", "#009e73", "#33c99c"),
+    Ink("purple", "#b8609a", "#e59cc6"), Ink("orange", "#d69200", "#f2b84b"), Ink("sky", "#3ba3d8", "#a3dcff"),
+    Ink("wine", "#882255", "#d9709f"),
+]  # fmt: skip
+OTHER = Ink("other", "#a9b0b8", "#5f6872")
+TEXT, MUTED = Ink("text", "#1d2329", "#e8ebee"), Ink("muted", "#646d76", "#9aa4ae")
+GRID, PAPER = Ink("grid", "#e6e9ec", "#2c333a"), Ink("paper", "#fdfdfc", "#14181c")
+INKS = [*GROUPS, OTHER, TEXT, MUTED, GRID, PAPER]
+RC: dict[Any, Any] = {
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor"], PAPER.light),
+    **dict.fromkeys(["axes.edgecolor", "grid.color", "xtick.color", "ytick.color"], GRID.light),
+    **dict.fromkeys(["axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], MUTED.light),
+    **dict.fromkeys(["axes.titlecolor", "text.color"], TEXT.light),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"], False),
+    **dict.fromkeys(["axes.grid", "axes.axisbelow"], True),
+    **dict.fromkeys(["lines.solid_capstyle", "lines.solid_joinstyle"], "round"),
+    "font.size": 9.5, "font.family": "sans-serif", "svg.fonttype": "none", "grid.linewidth": 0.8, "ytick.major.size": 0,
+    "text.parse_math": False,  # a name with a $ is no formula
+}  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -44,16 +67,11 @@ class Picture(NamedTuple):
     svg: str
 
 
-@dataclass(frozen=True)
 class Studio:
     """Draws figures of one study into a directory."""
 
-    findings: Findings
-    out: Path
-
-    @property
-    def study(self) -> Study:
-        return self.findings.study
+    def __init__(self, findings: Findings, out: Path):
+        self.findings, self.study, self.out = findings, findings.study, out
 
     @cached_property
     def inks(self) -> dict[str, Ink]:
@@ -145,9 +163,8 @@ class Studio:
             figure.savefig(self.out / "curves.png", dpi=150, bbox_inches="tight")
 
     def picture(
-        self, name: str, title: str, draw: Callable[[Axes], None], legend: Sequence[Line2D] = (), alt: str = "",
-        height: float = HEIGHT,
-    ) -> Picture:  # fmt: skip
+        self, name: str, title: str, draw: Draw, legend: Sequence[Line2D] = (), alt: str = "", height: float = HEIGHT
+    ) -> Picture:
         """A figure with one pair of axes, which `draw` fills."""
         with matplotlib.rc_context(RC | {"svg.hashsalt": name}):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -180,8 +197,7 @@ class Studio:
             if tag in run.curves:
                 style = "-" if run.finished else (0, (2, 2))
                 axes.plot(*thinned(*run.curves[tag]), color=colour, linewidth=0.7, alpha=0.35, linestyle=style)
-        band = cell.band(tag)
-        if band is None:
+        if (band := cell.band(tag)) is None:
             return
         steps, mean, low, high = band
         if coloured and tag not in LOGARITHMIC and len(cell.runs) > 2:
@@ -214,18 +230,15 @@ class Studio:
 
     def _legend(self, groups: Sequence[str], envs: Sequence[str] = ()) -> list[Line2D]:
         """A line for every coloured group, one for the others, and one for every method published for `envs`."""
-        dashes = {f"{method} (published)": dashes for env in envs for (method, _), dashes in self._published(env)}
         styles: dict[str, Any] = {label: (ink.light, "-", 2.2) for label, ink in self.legend(groups).items()}
-        styles |= {label: (TEXT.light, style, 1.4) for label, style in dashes.items()}
+        for method, dashes in ((method, dashes) for env in envs for (method, _), dashes in self._published(env)):
+            styles[f"{method} (published)"] = TEXT.light, dashes, 1.4
         return [
             Line2D([], [], color=colour, linestyle=style, linewidth=width, label=label)
             for label, (colour, style, width) in styles.items()
         ]
 
-    def _rows(
-        self, name: str, title: str, estimates: Mapping[str, tuple[float, Interval | None]], cells: Mapping[str, Cell],
-        alt: str,
-    ) -> Picture:  # fmt: skip
+    def _rows(self, name: str, title: str, estimates: Estimates, cells: Mapping[str, Cell], alt: str) -> Picture:
         """One row per group, the lowest first: the estimate with its interval, the cell's seeds as dots, the name."""
 
         def draw(axes: Axes) -> None:
@@ -239,16 +252,9 @@ class Studio:
                     axes.plot(interval, [row, row], color=colour, linewidth=2.6)
                 axes.plot([value], [row], "D", color=colour, markersize=8, mec=PAPER.light, mew=1.5)
                 row_name(axes, row + 0.17, name)
-            axes.set_yticks([])
-            axes.set_ylim(-0.6, len(estimates) - 0.2)
+            axes.set(yticks=[], ylim=(-0.6, len(estimates) - 0.2))
 
         return self.picture(name, title, draw, alt=alt, height=max(HEIGHT, 0.7 + 0.5 * len(estimates)))
-
-
-def file_name(name: str) -> str:
-    """A name with nothing in it that a file system dislikes, neither signs nor length."""
-    text = re.sub(r"[^A-Za-z0-9.-]", "_", name)
-    return text if len(text) <= 120 else f"{text[:110]}_{short_hash(name)}"
 
 
 def row_name(axes: Axes, height: float, name: str) -> None:
@@ -276,3 +282,18 @@ def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         columns = min(columns, len(lines), max(1, columns * 24 // (longest + 6)))
         figure.set_figheight(figure.get_figheight() + 0.23 * max(0, -(-len(lines) // columns) - 2))
         figure.legend(handles=list(lines), loc="outside lower center", ncols=columns)
+
+
+def themed(svg: str, alt: str) -> str:
+    """Matplotlib's SVG for a page: colours as variables, no repeated ids, no XML prologue, paths to two decimals."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", _themed_tag, svg)  # and not the names between the tags
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def _themed_tag(found: re.Match[str]) -> str:
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", found[0])
+    tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), tag)
+    for ink in INKS:
+        tag = tag.replace(ink.light, f"var(--{ink.name})")
+    return tag

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rl_runner.config.problems import RENAMED
 from rl_runner.config.schema import Config, save_config, words_to_trust
-from rl_runner.config.targets import ROLES, is_difference, resolve
+from rl_runner.config.targets import ROLES, is_difference
 from rl_runner.console import printable
 from rl_runner.envs import examine
 from rl_runner.persistence import CONFIG, RESULT, STATUS, attempts, read_json, write_json
@@ -120,7 +120,7 @@ def job_hash(config: Config) -> str:
     nothing new are left out, renamed keys stand in their old places.
     """
     values = config.model_dump(mode="json", exclude=IRRELEVANT)
-    algo = resolve("algo", config.algo["_target_"], config.plugins)
+    algo = config.factory("algo").func
     for old, new in RENAMED.items():
         (group, key), (part, name) = old.split("."), new.split(".")
         own = values.get(part, {})
@@ -199,11 +199,10 @@ def _updates(config: Config) -> int:
 
 def _megabytes(config: Config) -> float:
     """What the replay will hold when it is full."""
-    keys = {key: value for key, value in config.replay.items() if key != "_target_"}
-    replay: Any = resolve("replay", config.replay["_target_"], config.plugins)
-    if not hasattr(replay, "nbytes") or "capacity" not in keys:
+    make: Any = config.factory("replay")
+    if not hasattr(make.func, "nbytes") or "capacity" not in make.keywords:
         return 0.0
-    return replay.nbytes(examine(config.env.model_dump_json())[0], config.num_envs, **keys) / 1e6
+    return make.func.nbytes(examine(config.env.model_dump_json())[0], config.num_envs, **make.keywords) / 1e6
 
 
 def _path_safe(word: str) -> str:

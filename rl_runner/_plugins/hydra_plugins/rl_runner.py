@@ -20,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from rl_runner.config import environment
 from rl_runner.config.words import as_typed, opened
 from rl_runner.errors import UserError
 
@@ -42,42 +43,23 @@ class GymnasiumSource(ConfigSource):
         return config_path in ("", "env")
 
     def is_config(self, config_path: str) -> bool:
-        return config_path.startswith("env/") or self._preset(config_path) is not None
-
-    @staticmethod
-    def _preset(config_path: str) -> str | None:
-        group, _, env_id = config_path.removesuffix(".yaml").partition("/")
-        if group != "preset":
-            return None
-        from rl_runner.config.env_ids import preset_of
-
-        return preset_of(env_id)
+        group, _, name = config_path.removesuffix(".yaml").partition("/")
+        return bool(name) and (group == "env" or (group == "preset" and environment.preset_of(name) is not None))
 
     def load_config(self, config_path: str) -> ConfigResult:
-        if preset := self._preset(config_path):
-            config = OmegaConf.create({"defaults": [f"/preset/{preset}"]})
-            return ConfigResult(self.provider, self.full_path(), config, header={"package": "_global_"})
-        env_id = config_path.removeprefix("env/").removesuffix(".yaml")
-        config = OmegaConf.create(
-            {
-                "id": env_id,
-                "kwargs": {},
-                "max_episode_steps": None,
-                "frame_stack": 1,
-                "observation_keys": None,
-                "wrappers": [],
-            }
-        )
-        return ConfigResult(self.provider, self.full_path(), config, header={"package": "env"})
+        group, _, name = config_path.removesuffix(".yaml").partition("/")
+        config: dict[str, Any] = {"defaults": ["/env/default@_here_", "_self_"], "id": name}
+        if group == "preset":
+            config = {"defaults": [f"/preset/{environment.preset_of(name)}"]}
+        package = "_global_" if group == "preset" else "env"
+        return ConfigResult(self.provider, self.full_path(), OmegaConf.create(config), header={"package": package})
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
             return [] if results_filter == ObjectType.CONFIG else ["env"]
         if results_filter == ObjectType.GROUP:
             return []
-        from rl_runner.config.env_ids import known_ids  # for glob(...); help and completion know of them by themselves
-
-        return known_ids()
+        return environment.known_ids()  # for glob(...); help and completion know of them by themselves
 
 
 class GymnasiumSearchPath(SearchPathPlugin):
