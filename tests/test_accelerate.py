@@ -46,9 +46,13 @@ CASES = [
     pytest.param("td3", {"policy_delay": 2}, {}, id="td3-delayed"),
     pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
     pytest.param("sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean"}, PRIORITIZED, id="tqc"),
-    pytest.param("dqn", {"value": CATEGORICAL, "double": True, "network": DUELING}, PRIORITIZED, id="c51-dueling"),
+    pytest.param(
+        "dqn", {"value": CATEGORICAL, "double": True, "network": DUELING}, PRIORITIZED, id="c51-dueling", marks=SLOW
+    ),
     pytest.param("discrete_sac", {}, PRIORITIZED, id="discrete-sac"),
-    pytest.param("dqn", {"value": CATEGORICAL, "double": True, "network": NOISY}, PRIORITIZED, id="rainbow"),
+    pytest.param(
+        "dqn", {"value": CATEGORICAL, "double": True, "network": NOISY}, PRIORITIZED, id="rainbow", marks=SLOW
+    ),
     pytest.param("dqn", {"munchausen": 0.9, "target_update": "polyak"}, {}, id="munchausen"),
     pytest.param(
         "discrete_sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean", "network": DUELING, "alpha": 0.2},
@@ -60,7 +64,9 @@ CASES = [
         id="munchausen-noisy-quantile", marks=SLOW,
     ),
     pytest.param("sac", {"network": CROSSQ, "target_update": "none", "policy_delay": 3}, {}, id="crossq"),
-    pytest.param("sac", {"critic_network": DROQ, "critics": 3, "target_of": 2, "policy_delay": 2}, {}, id="redq-droq"),
+    pytest.param(
+        "sac", {"critic_network": DROQ, "critics": 3, "target_of": 2, "policy_delay": 2}, {}, id="redq-droq", marks=SLOW
+    ),
     pytest.param(
         "sac", {"network": XQC, "value": CATEGORICAL, "target_reduce": "mean", "policy_delay": 2}, PRIORITIZED,
         id="xqc", marks=SLOW,
@@ -70,7 +76,7 @@ CASES = [
         {"network": functools.partial(BLOCKS, block="post_batch", unit_norm=True), "value": CATEGORICAL,
          "policy_delay": 2, "noise_mu": 2.0}, PRIORITIZED, id="flashsac", marks=SLOW,
     ),
-    pytest.param("sac", {"network": BLOCKS, "actor_lr": 1e-3}, {}, id="simba"),
+    pytest.param("sac", {"network": BLOCKS, "actor_lr": 1e-3}, {}, id="simba", marks=SLOW),
     pytest.param(
         "sac", {"network": functools.partial(BLOCKS, block="post_layer", expansion=1), "value": MIN_BY_MEAN,
                 "target_reduce": "mean", "actor_reduce": "mean"}, PRIORITIZED, id="bro", marks=SLOW,
@@ -201,7 +207,7 @@ def test_compiled_is_eager(
     assert_close(agent, eager, rtol=1e-6, atol=1e-9)
     assert_close(replay, eager_replay, rtol=1e-6, atol=1e-9)
     assert metrics == pytest.approx(eager_metrics, rel=1e-6)
-    assert_one_graph(acting=1, learning=2 if keys.get("policy_delay", 1) > 1 else 1)
+    assert_one_graph(acting=1, learning=2 if getattr(agent, "policy_delay", 1) > 1 else 1)
     if name == "sac" and "log_std_min" not in keys:
         obs = torch.randn(100, 3)
         (_, log_std), (_, at_first) = agent.actor(obs), make_agent(name, **keys).actor(obs)

@@ -122,7 +122,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("replay=prioritized replay.beta", {"replay.beta=", "replay.beta_end="}),
         ("optimizer.lr=", {"optimizer.lr=1e-3"}),  # tuned/sac_Pendulum-v1
         ("tuned=none optimizer.lr=", {"optimizer.lr=3e-4"}),
-        ("critic_network=", {"critic_network=dueling", "critic_network=mlp"}),
+        ("critic_network=", {"critic_network=dueling", "critic_network=mlp", "critic_network=residual"}),
         ("critic_network.h", {"critic_network.hidden="}),
         ("tuned=none optimizer=sgd alpha_optimizer.l", {"alpha_optimizer.lr="}),
         ("+optimizer.l", {"+optimizer.lr="}),

@@ -37,8 +37,6 @@ FAST = {
     "sac-Pendulum-normalized-3": ("algo=sac", "env=Pendulum-v1", "num_envs=3", *NORMALIZED, *DEEP),
     "crossq-Pendulum-3": ("algo=crossq", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "droq-Pendulum-1": ("algo=droq", "env=Pendulum-v1", "num_envs=1", "updates=2", "algo.policy_delay=3", *DEEP),
-    "flashsac-Pendulum-3": ("algo=flashsac", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *BLOCKS),
-    "bro_fast-Pendulum-1": ("algo=bro_fast", "env=Pendulum-v1", "num_envs=1", "algo.reset_at=[200,400]", *BLOCKS),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }

@@ -149,6 +149,7 @@ def test_a_replay_that_stores_each_frame_once_gives_the_same_run(rl_runner: Any,
     assert len(found["both"]) == 6
 
 
+@pytest.mark.slow
 def test_one_graph_learns_what_eager_does(rl_runner: Any, tmp_path: Path) -> None:
     words = ("env=Map-v0", "algo=td3", "+env.kwargs.actions=continuous", "env.frame_stack=2", "total_steps=70")
     for mode in ("eager", "compile"):

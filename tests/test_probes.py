@@ -31,6 +31,10 @@ AGENTS = (
     "bro_fast",
     "flashsac",
 )
+DEAR = ("crossq", "xqc_small", "redq", "droq", "simba", "bro_fast", "flashsac")  # seconds a run
+SINGLE_AND_SEVERAL = [
+    pytest.param(algo, n, marks=pytest.mark.slow if n > 1 and algo in DEAR else ()) for algo in AGENTS for n in (1, 4)
+]
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
 # Estimates through running statistics move by some hundredths from update to update, and differ between processors.
@@ -127,15 +131,13 @@ def test_one_step_of_reward_one_is_worth_one(configure: Any, algo: str) -> None:
     assert values(run, 0) == pytest.approx([1.0], abs=0.05 * TOLERANCE.get(algo, 1))
 
 
-@pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("algo", AGENTS)
+@pytest.mark.parametrize(("algo", "num_envs"), SINGLE_AND_SEVERAL)
 def test_a_reward_after_two_steps_is_worth_gamma(configure: Any, algo: str, num_envs: int) -> None:
     run = trained(configure, algo, "algo.gamma=0.6", f"num_envs={num_envs}", length=2)
     assert values(run, 0, 1) == pytest.approx([0.6, 1.0], abs=0.07 * TOLERANCE.get(algo, 1))
 
 
-@pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("algo", AGENTS)
+@pytest.mark.parametrize(("algo", "num_envs"), SINGLE_AND_SEVERAL)
 def test_values_reach_through_a_time_limit(configure: Any, algo: str, num_envs: int) -> None:
     """Terminated, the same step would be worth 1; cut, it is worth 1 / (1 - γ) = 2."""
     run = trained(configure, algo, "algo.gamma=0.5", f"num_envs={num_envs}", cut=True)
