@@ -45,7 +45,7 @@ CASES = [
     pytest.param("sac", {}, {}, id="sac"),
     pytest.param("td3", {"policy_delay": 2}, {}, id="td3-delayed"),
     pytest.param("dqn", {"double": True, "huber": True, "max_grad_norm": 0.5}, PRIORITIZED, id="ddqn-prioritized"),
-    pytest.param("sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean"}, PRIORITIZED, id="tqc"),
+    pytest.param("sac", {"value": QUANTILE, "critics": 3, "actor_reduce": "mean"}, PRIORITIZED, id="tqc", marks=SLOW),
     pytest.param(
         "dqn", {"value": CATEGORICAL, "double": True, "network": DUELING}, PRIORITIZED, id="c51-dueling", marks=SLOW
     ),
@@ -63,7 +63,9 @@ CASES = [
         "dqn", {"munchausen": 0.9, "network": NOISY, "value": MIN_BY_MEAN, "temperature": 0.3}, PRIORITIZED,
         id="munchausen-noisy-quantile", marks=SLOW,
     ),
-    pytest.param("sac", {"network": CROSSQ, "target_update": "none", "policy_delay": 3}, {}, id="crossq"),
+    pytest.param(
+        "sac", {"network": CROSSQ, "target_update": "none", "policy_delay": 3}, {}, id="crossq", marks=SLOW
+    ),
     pytest.param(
         "sac", {"critic_network": DROQ, "critics": 3, "target_of": 2, "policy_delay": 2}, {}, id="redq-droq", marks=SLOW
     ),

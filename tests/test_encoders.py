@@ -226,6 +226,7 @@ WORDS = (
 DISCRETE = ["env=Catch-v0", "algo=ddqn", "network=dueling"]
 
 
+@pytest.mark.slow
 def test_one_graph_learns_what_eager_does(rl_runner, tmp_path):
     directories = [tmp_path / mode for mode in ("eager", "compile")]
     for directory in directories:

@@ -31,10 +31,17 @@ AGENTS = (
     "bro_fast",
     "flashsac",
 )
-DEAR = ("crossq", "xqc_small", "redq", "droq", "simba", "bro_fast", "flashsac")  # seconds a run
-SINGLE_AND_SEVERAL = [
-    pytest.param(algo, n, marks=pytest.mark.slow if n > 1 and algo in DEAR else ()) for algo in AGENTS for n in (1, 4)
-]
+DEAR = {"crossq", "xqc_small", "redq", "flashsac"}  # seconds a run
+DEAREST = {"droq", "simba", "bro_fast"}
+
+
+def case(algo: str, *more: int) -> Any:
+    """A test's arguments; slow where it takes long and others test nearly the same."""
+    slow = algo in DEAREST or (more > (1,) and algo in DEAR)
+    return pytest.param(algo, *more, marks=pytest.mark.slow if slow else ())
+
+
+SINGLE_AND_SEVERAL = [case(algo, n) for algo in AGENTS for n in (1, 4)]
 DEEP = ("network.hidden=[16]", "optimizer.lr=1e-2", "algo.batch_size=16", "algo.tau=0.1", "replay.capacity=400",
         "learning_starts=32", "total_steps=400")  # fmt: skip
 # Estimates through running statistics move by some hundredths from update to update, and differ between processors.
@@ -125,7 +132,7 @@ def values(run: Run, *states: int) -> list[float]:
     return agent.critique(obs, torch.Generator().manual_seed(0))[1].tolist()
 
 
-@pytest.mark.parametrize("algo", AGENTS)
+@pytest.mark.parametrize("algo", [case(algo) for algo in AGENTS])
 def test_one_step_of_reward_one_is_worth_one(configure: Any, algo: str) -> None:
     run = trained(configure, algo, "algo.gamma=0.8")
     assert values(run, 0) == pytest.approx([1.0], abs=0.05 * TOLERANCE.get(algo, 1))
@@ -145,7 +152,7 @@ def test_values_reach_through_a_time_limit(configure: Any, algo: str, num_envs: 
 
 
 # With batch norm an actor of one state finds the action roughly.
-@pytest.mark.parametrize("algo", [algo for algo in AGENTS if algo not in ("xqc_small", "flashsac")])
+@pytest.mark.parametrize("algo", [case(algo) for algo in AGENTS if algo not in ("xqc_small", "flashsac")])
 def test_the_right_action_is_found(configure: Any, algo: str) -> None:
     run = trained(configure, algo, "total_steps=600", by_action=True)
     action = run.agent.act(torch.zeros(1, dtype=torch.int64) if algo == "q_learning" else torch.zeros(1, 1))[0]

@@ -280,11 +280,12 @@ def test_report_tells_what_the_search_found(configure: Callable[..., Config], tm
     assert "What being among the best of 3 trials depends on" in page
 
 
-CONTINUOUS = ["ddpg", "d4pg", "td3", "sac", "tqc", "crossq", "crossq_wide", "xqc", "xqc_small", "redq", "droq"]
-CONTINUOUS += ["simba", "bro_fast", "flashsac"]
+CONTINUOUS = ["ddpg", "td3", "sac", "flashsac"]
+MORE = ["d4pg", "tqc", "crossq", "crossq_wide", "xqc", "xqc_small", "redq", "droq", "simba", "bro_fast"]
+SPACES = [*DISCRETE, "q_learning", *CONTINUOUS, *(pytest.param(algo, marks=pytest.mark.slow) for algo in MORE)]
 
 
-@pytest.mark.parametrize("algo", [*DISCRETE, "q_learning", *CONTINUOUS])
+@pytest.mark.parametrize("algo", SPACES)
 def test_every_algorithm_has_a_sound_space(rl_runner: Callable[..., Ended], tmp_path: Path, algo: str) -> None:
     env = ({"q_learning": "FrozenLake-v1"} | dict.fromkeys(DISCRETE, "CartPole-v1")).get(algo, "Pendulum-v1")
     ended = rl_runner("-m", "hydra/sweeper=optuna", f"algo={algo}", f"env={env}", "dry_run=true")
