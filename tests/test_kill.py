@@ -86,7 +86,7 @@ def test_killed_run_ends_with_the_same_bits_everywhere(
 ) -> None:
     deep = () if algo == "q_learning" else (*DEEP, *BOUNDS) if algo == "d4pg" else DEEP
     if algo in ("simba", "bro_fast", "flashsac"):
-        deep = (*BLOCKS, "algo.reset_at=[300]")
+        deep = (*BLOCKS, "++algo.reset_at=[300]")
     if algo == "discrete_sac":
         algo, deep = "sac", (*DISCRETE_SAC, *deep)
     overrides = (f"algo={algo}", f"env={env}", f"num_envs={num_envs}", f"accelerate={accelerate}", *deep)
