@@ -23,6 +23,9 @@ def resolve_device(device: str) -> torch.device:
 def set_up(device: str, threads: str | int, precision: str) -> torch.device:
     """Make PyTorch compute as configured; the device."""
     torch.set_num_threads(num_threads(threads))
+    torch.set_flush_denormal(True)  # as for updates, in those threads that begin here: they keep it
+    torch.ones(2**18).square_()
+    torch.set_flush_denormal(False)
     torch.set_float32_matmul_precision("highest" if precision == "bfloat16" else precision)
     resolved = resolve_device(device)
     if resolved.index is not None:

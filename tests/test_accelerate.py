@@ -1,6 +1,8 @@
 """An update captured as one graph does what it does eagerly, for every algorithm and option; compiling takes time."""
 
 import functools
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -347,3 +349,27 @@ def test_an_optimizer_from_outside_learns_eagerly(make_agent: Any) -> None:
     learn("eager", agent, filled_replay("sac"), 3)
     after = tensors_of(state_of(agent))
     assert all(not torch.equal(before[name], after[name]) for name in before if "net" in name or name == ".log_alpha")
+
+
+@pytest.mark.parametrize("mode", ["eager", "compile"])
+def test_momentum_of_units_that_are_off_ends_at_zero(make_agent: Any, mode: str) -> None:
+    tiny = torch.finfo(torch.float32).tiny
+    agent = make_agent("dqn", network=NETWORK, optimizer=OPTIMIZERS["adam"])
+    bias = agent.q.net.hidden[0].bias
+    with torch.no_grad():
+        bias[..., 0] = -1e3  # a unit that is off
+    momentum = agent.optimizer.state[bias]["exp_avg"]
+    momentum.fill_(tiny / 2)
+    learn(mode, agent, filled_replay("dqn"), updates=10)
+    assert momentum.flatten()[0] == 0
+    assert momentum.flatten()[1:].abs().min() > tiny
+    assert torch.tensor(tiny) / 2 > 0, "environments have this arithmetic too"
+
+
+def test_numbers_are_flushed_alike_in_every_thread() -> None:
+    words = "import torch; from rl_runner import accelerate, machine; machine.set_up('cpu', 2, 'highest');"
+    words += "x = torch.full((2**20,), 1e-39);"
+    words += "accelerate.flushing(lambda step: print(int((x * 1.0).count_nonzero()), flush=True))(0);"
+    words += "print(int((x[:9] * 1.0).count_nonzero()))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "9"]

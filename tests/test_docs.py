@@ -73,7 +73,7 @@ def test_nothing_is_missing_on_the_path_of_an_update(configure: Callable[..., Co
     finally:
         sys.setprofile(None)
     told = {(file, name) for file, (names, _) in reading().items() for name in names}
-    inner = ("accelerate.py", "build_update.update")
-    missing = {(file, name) for file, name in seen - told - {inner} if (file, name.rpartition(".")[2]) not in told}
+    inner = {("accelerate.py", "build_update.update"), ("accelerate.py", "flushing.call")}
+    missing = {(file, name) for file, name in seen - told - inner if (file, name.rpartition(".")[2]) not in told}
     assert missing == set()
     assert ("algos/sac.py", "SAC.learn") in seen
