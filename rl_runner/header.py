@@ -12,8 +12,9 @@ from torch import nn
 
 from rl_runner import notes
 from rl_runner.config.schema import Config, written_values
-from rl_runner.encoders import Conv, image_of, pictured
+from rl_runner.encoders import Conv, Flat, image_of, pictured
 from rl_runner.envs import Spec
+from rl_runner.envs.spaces import SMALLEST
 from rl_runner.optim import optimizers
 from rl_runner.persistence import flatten
 from rl_runner.train import Run
@@ -29,7 +30,9 @@ def describe(run: Run, num_updates: int, mode: str, reason: str, precision: str,
     config, spec = run.config, run.envs.spec
     threads = _plural(torch.get_num_threads(), "CPU thread")
     modules = dict.fromkeys(value for value in vars(run.agent).values() if isinstance(value, nn.Module))  # each once
-    encoders = [part for module in modules for part in module.modules() if isinstance(part, Conv)]
+    image = image_of(spec)  # which may be flattened, if its numbers are no bytes
+    kinds = (Conv, Flat) if image and min(image[1:]) >= SMALLEST else (Conv,)
+    encoders = [part for module in modules for part in module.modules() if isinstance(part, kinds)]
     num_parameters = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
     seen = f"of {spec.num_states:,} states" if spec.num_states else f"{[*spec.obs_shape]} {str(spec.obs_dtype)[6:]}"
     acts = f"{spec.num_actions} discrete actions" if spec.num_actions else f"{spec.action_dim}-dimensional actions"
@@ -92,7 +95,7 @@ def normalization(config: Config) -> list[str]:
 
 
 def encoder(spec: Spec, config: Config, n_out: int) -> str:
-    """What the images go through, in words."""
+    """What images go through, in words."""
     channels, height, width = image_of(seen := pictured(spec)) or (0, 0, 0)
     name = config.chosen.get("encoder", "convolutions")
     size = f"an image of {height}x{width} with {_plural(channels, 'channel')}"

@@ -78,6 +78,12 @@ def test_numbers_and_lists_stand_for_arrays(bounds, rl_runner):
     assert rl_runner("eval", "run", "--episodes", "1").code == 0
 
 
+def test_a_list_stands_for_a_tuple():
+    """Which Gymnasium asks for by name, as of ResizeObservation."""
+    reshaped = {"_target_": f"{GYM}.ReshapeObservation", "shape": [2, 1]}
+    assert Envs(around(reshaped), 1, seed=0).spec.obs_shape == (2, 1)
+
+
 REPEAT = {"_target_": f"{GYM}.RepeatAction", "num_repeats": 3}
 
 
@@ -232,7 +238,8 @@ def test_a_run_goes_on_in_the_middle_of_an_episode_and_keeps_its_wrappers(rl_run
         (f"{GYM}.TransformReward", "write clip_rewards=1 or normalize_rewards=5, or name a wrapper of yours"),
         (f"{GYM}.TransformObservation", "which no config can hold: name a wrapper of yours from a plug-in"),
         (f"{GYM}.vector.RescaleAction", "name the wrapper of one, in gymnasium.wrappers"),
-        (f"{{_target_: {GYM}.AtariPreprocessing, terminal_on_life_loss: true}}", "starts a new game at every life"),
+        (f"{{_target_: {GYM}.AtariPreprocessing, terminal_on_life_loss: true}}",
+         "terminal_on_life_loss=true starts a new game at every life, hiding later ones: leave it out"),
         (f"{{_target_: {GYM}.RepeatAction, num_repeats: 2, odds: 1}}", "env.wrappers.0.odds: no such key"),
         (f"{{_target_: {GYM}.RepeatAction, num_repeats: x}}", "env.wrappers.0.num_repeats=x: must be"),
         (f"{GYM}.RepeatAction", "env.wrappers.0.num_repeats: missing"),

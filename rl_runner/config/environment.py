@@ -101,7 +101,7 @@ def refusal(target: Callable[..., Any] | None, keys: Any) -> str | None:
         ours = "write clip_rewards=1 or normalize_rewards=5, or " if name == "TransformReward" else ""
         return f"{name} takes a function, which no config can hold: {ours}name a wrapper of yours from a plug-in"
     if name == "AtariPreprocessing" and keys.get("terminal_on_life_loss"):
-        return f"{name}.terminal_on_life_loss=true starts a new game at every life, so later lives are never seen"
+        return f"{name}.terminal_on_life_loss=true starts a new game at every life, hiding later ones: leave it out"
     return None
 
 

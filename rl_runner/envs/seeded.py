@@ -71,12 +71,12 @@ def wrapped(env: gym.Env, wrappers: Sequence[Mapping[str, Any]], limit: int | No
         # Whether it may be named was asked when the config was read; here it can only be a wrapper.
         make = factory(f"env.wrappers.{i}", group, [group["_target_"].partition(".")[0]])
         keys: Any = inspect.signature(make.func).parameters
-        arrays = {
-            key: np.array(value)
+        others = {  # than lists, for which YAML has no words
+            key: (tuple if "tuple" in kind else np.array)(value)
             for key, value in make.keywords.items()
-            if isinstance(value, list) and "ndarray" in str(keys[key].annotation)
+            if isinstance(value, list) and re.search("tuple|ndarray", kind := str(keys[key].annotation))
         }
-        env = make(env=env, **arrays)
+        env = make(env=env, **others)
     return TimeLimit(env, limit) if limit else env
 
 
