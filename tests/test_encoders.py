@@ -2,6 +2,7 @@
 
 import functools
 from copy import deepcopy
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -12,13 +13,17 @@ from killing import rows
 from pixels import Dot
 from torch.nn import functional as F
 
+from rl_runner.accelerate import build_update
 from rl_runner.config.schema import EnvConfig, load_config
 from rl_runner.encoders import Auto, Conv, Flat, choice, image_of, smallest_side, values_of
 from rl_runner.envs import Spec
 from rl_runner.envs.seeded import SeededEnv
 from rl_runner.envs.spaces import reader
 from rl_runner.errors import UserError
+from rl_runner.logger import Averages
 from rl_runner.persistence import read_json
+from rl_runner.persistence.checkpoint import load_state, state_of, tensors
+from rl_runner.replay import UniformReplay
 from rl_runner.replay.ring import Batch
 from rl_runner.seeding import derive
 
@@ -205,6 +210,21 @@ def test_the_critics_alone_train_the_encoder_that_the_actor_reads(name, make_age
         assert held.isdisjoint(map(id, encoder.parameters()))
 
 
+@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
+def test_actor_and_critics_read_one_encoder_also_after_loading(name, make_agent):
+    saved, loaded = (make_agent(name, spec=IMAGES, encoder=MINATAR, seed=seed) for seed in (1, 2))
+    batch = batch_of(torch.Generator().manual_seed(0))
+    for step in (1, 2):
+        saved.update(batch, step)
+    load_state(loaded, state_of(saved))
+    assert loaded.actor.encoder.encoder is loaded.critics.encoder
+    assert torch.equal(loaded.act(batch.obs), saved.act(batch.obs))
+    for step in (3, 4):  # both go on with it
+        saved.update(batch, step)
+        loaded.update(batch, step)
+    assert torch.equal(loaded.act(batch.obs), saved.act(batch.obs))
+
+
 def test_double_dqn_trains_and_copies_its_encoder(make_agent):
     seen = Spec((8, 8, 2), torch.uint8, None, 4, None, 1, None)
     agent = make_agent("dqn", spec=seen, encoder=MINATAR, double=True)
@@ -224,6 +244,32 @@ WORDS = (
     "env.frame_stack=2", "replay=prioritized", "replay.deduplicate=true", "replay.capacity=150",
 )  # fmt: skip
 DISCRETE = ["env=Catch-v0", "algo=ddqn", "network=dueling"]
+
+
+@pytest.mark.parametrize("name", ["dqn", pytest.param("sac", marks=pytest.mark.slow)])
+def test_an_update_with_convolutions_is_one_graph(name, make_agent):
+    seen, actions = IMAGES, torch.linspace(-1, 1, 80).view(40, 1, 2)
+    if name == "dqn":
+        seen, actions = replace(IMAGES, num_actions=4, action_dim=None), torch.arange(40).view(40, 1) % 4
+    found = []
+    for mode in ("eager", "compile"):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        wired = {"num_envs": 1, "gamma": 0.9, "total_steps": 100, "seed": 3, "device": "cpu", "directory": None}
+        replay, generator = UniformReplay(spec=seen, capacity=64, **wired), torch.Generator().manual_seed(0)
+        for action in actions:
+            reward, ended = torch.randn(1, generator=generator), torch.rand(1, generator=generator) < 0.2
+            replay.add(images(generator, 1), action, reward, ended, ended & False, images(generator, 1))
+        agent, averages = make_agent(name, spec=seen, encoder=MINATAR), Averages()
+        update = build_update(agent, replay, averages, mode)
+        for step in range(1, 6):
+            update(step)
+        found.append((averages.read(), dict(tensors(state_of(agent)))))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    (eager, expected), (compiled, state) = found
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    for path, value in expected.items():
+        torch.testing.assert_close(state[path], value, rtol=1e-5, atol=1e-6, msg=path)
 
 
 @pytest.mark.slow
@@ -258,6 +304,32 @@ def test_what_the_observation_chooses_is_written_down(rl_runner, tmp_path):
         assert rl_runner(*words, "final_eval_episodes=1", "eval_episodes=1").code == 0
         config = load_config(tmp_path / env / "config.yaml", ["plugins=[pixels]"])
         assert (config.chosen["encoder"], config.encoder) == (name, values_of(name))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "line"),
+    [
+        ((8, 9, 3), [], "encoder: flat, an image of 8x9 with 3 channels becomes 216 features"),
+        ((8, 9, 3), ["encoder=minatar_cnn"],
+         "encoder: minatar_cnn, an image of 8x9 with 3 channels becomes 672 features"),
+        ((6, 9), [], None),  # a table
+        ((72,), [], None),
+    ],
+)  # fmt: skip
+def test_an_image_that_is_flattened_is_announced(shape, words, line, rl_runner):
+    class Numbers(Dot):
+        observation_space = spaces.Box(0, 1, shape)
+
+        def image(self):
+            return np.zeros(shape, np.float32)
+
+    env_id = f"Numbers{len(shape)}-v0"
+    gym.registry.pop(env_id, None)
+    gym.register(env_id, Numbers)
+    ended = rl_runner("plugins=[pixels]", f"env={env_id}", "algo=sac", "replay.capacity=500", "dry_run=true", *words)
+    assert ended.code == 0, ended.err
+    said = [each for each in ended.out if each.startswith("encoder: ")]
+    assert [each[: len(line)] for each in said] == [line] if line else not said
 
 
 def test_parts_of_a_dict_are_chosen_by_the_run(rl_runner):

@@ -21,6 +21,10 @@ BLOCKS = ("actor_network.width=8", "critic_network.width=8", "critic_network.blo
 PRIORITIZED = ("replay=prioritized", "replay.n_step=3", "replay.deduplicate=true")
 
 NORMALIZED = ("normalize_observations=true", "normalize_rewards=5", "env.max_episode_steps=70")
+STICKY = (
+    "env.wrappers=[{_target_: gymnasium.wrappers.StickyAction, repeat_action_probability: 0.4}]", "env.frame_stack=2",
+    "encoder=minatar_cnn", "plugins=[pixels]",
+)  # fmt: skip
 BOUNDS = ("value.v_min=-100", "value.v_max=0")
 
 FAST = {
@@ -38,6 +42,7 @@ FAST = {
     "crossq-Pendulum-3": ("algo=crossq", "env=Pendulum-v1", "num_envs=3", *PRIORITIZED, *DEEP),
     "droq-Pendulum-1": ("algo=droq", "env=Pendulum-v1", "num_envs=1", "updates=2", "algo.policy_delay=3", *DEEP),
     "sac-Pendulum-1": ("algo=sac", "env=Pendulum-v1", "num_envs=1", "replay.storage=memmap", *DEEP),
+    "ddqn-Catch-wrapped-1": ("algo=ddqn", "env=pixels:Catch-v0", *STICKY, *PRIORITIZED, *DEEP),
     "ddqn-CartPole-beside": ("algo=ddqn", "env=CartPole-v1", "eval_every=60", "eval_process=separate", *DEEP),
 }
 ENVS = {

@@ -1,5 +1,7 @@
 """Families of environments: what is composed for an id by itself, and what it says."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from gymnasium import spaces
 from rl_runner.config import environment
 from rl_runner.config.compose import CONFIGS
 from rl_runner.config.schema import EnvConfig
-from rl_runner.envs import Envs, probe_continuity
+from rl_runner.envs import Envs, make, probe_continuity
 from rl_runner.envs.wrappers import ForgetLastAction, OneHotGrid
+from rl_runner.header import around
 
 
 @pytest.mark.parametrize("name", ["atari", "atari_nature"])
@@ -42,6 +45,29 @@ def test_minatar_is_composed_by_itself(configure):
     config = configure("algo=dqn", "env=MinAtar/Breakout-v1")
     assert config.env.wrappers == [{"_target_": "rl_runner.envs.wrappers.ForgetLastAction"}]
     assert (config.env.max_episode_steps, config.network["hidden"]) == (5_000, [128])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "preset", "chain"),
+    [
+        ("ALE/Pong-v5", "atari", "AtariPreprocessing; at most 27,000 steps"),
+        ("MinAtar/Breakout-v1", "minatar", "ForgetLastAction; at most 5,000 steps"),
+    ],
+)
+def test_a_preset_is_announced(env_id, preset, chain, configure):
+    said, wrappers = around(configure("algo=dqn", f"env={env_id}"))
+    assert said.startswith(f"preset {preset} (preset=none switches it off): ")
+    assert wrappers == f"wrappers, inner to outer: {chain}"
+    assert around(configure("algo=dqn", f"env={env_id}", "preset=none")) == []
+
+
+def test_the_time_limit_of_atari_counts_the_agents_steps(configure):
+    for package in ("ale_py", "cv2"):
+        pytest.importorskip(package)
+    env = make(configure("algo=dqn", "env=ALE/Pong-v5", "env.max_episode_steps=5").env)
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(5)] == [False] * 4 + [True]
+    assert env.unwrapped.ale.getEpisodeFrameNumber() == 4 * 5
 
 
 def test_other_ids_have_none(configure):
@@ -79,6 +105,18 @@ def test_a_missing_extra_is_one_line(prefix, monkeypatch):
     monkeypatch.setitem(environment.NAMESPACES, prefix, ("not_here.gym", extra, preset))
     line = f"env={prefix}X-v1 needs not_here, which is not installed: pip install 'rl-runner[{extra}]'"
     assert environment.problem(f"{prefix}X-v1") == line
+
+
+def test_a_missing_package_of_a_wrapper_is_one_line(rl_runner, monkeypatch):
+    words = ("plugins=[pixels]", "algo=sac", "env=Dot-v0", "dry_run=true")
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+    resized = "env.wrappers=[{_target_: gymnasium.wrappers.ResizeObservation, shape: [8, 8]}]"
+    line = "env=Dot-v0 needs opencv, which is not installed: pip install 'rl-runner[atari]'"
+    assert rl_runner(*words, resized).err == [line]
+    monkeypatch.setattr(environment, "installed", lambda module: False)
+    line = "env.wrappers.0: minigrid.wrappers.ImgObsWrapper needs minigrid, which is not installed"
+    ended = rl_runner(*words, "env.wrappers=[minigrid.wrappers.ImgObsWrapper]")
+    assert ended.err == [f"{line}: pip install 'rl-runner[minigrid]'"]
 
 
 def test_tuned_values_of_an_id_with_a_slash_are_announced(rl_runner, tmp_path):
