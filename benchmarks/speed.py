@@ -1,12 +1,13 @@
 """Whole training steps of rl_runner, Stable-Baselines3 and SBX on the same machine, in one run and in turns.
 
-    pip install -c constraints.txt -e ".[mujoco,bench]"
+    pip install -c constraints.txt -e ".[mujoco,bench]"  # the rows of images need [atari,minatar] besides
     python benchmarks/speed.py [--rows sac-pendulum ...] [--repeats 5] [--cores 1 | all] [--markdown FILE]
 
 Every subject trains in a fresh process: the same environment, network, batch, learning rate and one update per
-environment step. After a warm-up (random steps, compilation) the rest is timed: CPU and wall milliseconds per
-environment step, the update included. The table gives the median over repeats; ratios are of CPU time, in pairs of
-neighbouring runs. The floor is the update's list of matrix products alone, timed in the process of rl_runner.
+environment step, on Atari after every fourth. After a warm-up (random steps, compilation) the rest is timed: CPU and
+wall milliseconds per environment step, the update included. The table gives the median over repeats; ratios are of CPU
+time, in pairs of neighbouring runs. The floor is the update's list of matrix products alone, timed in the process of
+rl_runner.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import geometric_mean, median
 from tempfile import TemporaryDirectory
@@ -42,6 +44,8 @@ class Row:
     hidden: tuple[int, ...]
     batch: int
     steps: int  # timed
+    encoder: str = "flat"  # or the name of convolutions, which Stable-Baselines3 is given as a features extractor
+    every: int = 1  # environment steps between updates
 
 
 ROWS = {
@@ -50,6 +54,11 @@ ROWS = {
     "sac-halfcheetah": Row("sac", "HalfCheetah-v5", (256, 256), 256, 800),
     "td3-halfcheetah": Row("td3", "HalfCheetah-v5", (256, 256), 256, 1000),
     "ddpg-pendulum": Row("ddpg", "Pendulum-v1", (256, 256), 256, 1200),
+}
+IMAGES = {
+    "dqn-minatar": Row("dqn", "MinAtar/Breakout-v1", (128,), 32, 2000, "minatar_cnn"),
+    "dqn-pong-data-efficient": Row("dqn", "ALE/Pong-v5", (256,), 32, 1600, "data_efficient", every=4),
+    "dqn-pong-nature": Row("dqn", "ALE/Pong-v5", (512,), 32, 800, "nature_cnn", every=4),
 }
 
 
@@ -93,7 +102,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
     overrides = [
         f"algo={row.algo}", f"env={row.env}", "tuned=none", f"network.hidden={list(row.hidden)}",
         f"algo.batch_size={row.batch}", f"total_steps={clock.total}", f"seed={clock.seed}", f"learning_starts={STARTS}",
-        "eval_every=0",
+        "eval_every=0", f"encoder={row.encoder}", f"update_every={row.every}",
     ]  # fmt: skip
     with initialize_config_dir(str(composing.CONFIGS), version_base="1.3"):
         values, written = plain(compose("config", overrides))
@@ -107,6 +116,8 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
         clock.evaluate = lambda: parts.evaluator(parts.agent, EPISODES)[0]["eval/return_mean"]
         train(parts, update, logger.write, lambda: clock.tick(parts.step))
         logger.close()
+    if row.encoder != "flat":
+        return clock.result
     return clock.result | {"floor_ms": floor_ms(row.algo, parts.envs.spec, row.hidden, row.batch, precision)}
 
 
@@ -132,15 +143,60 @@ def _time_baselines(library: Any, row: Row, clock: Clock) -> dict[str, float]:
             clock.tick(self.num_timesteps)
             return True
 
+    env: Any = row.env
+    policy: dict[str, Any] = {"net_arch": list(row.hidden)}
+    keys: dict[str, Any] = {}
+    if row.encoder != "flat":
+        env, keys = _images(row.env), {"buffer_size": 20_000}
+        policy |= {"features_extractor_class": _convolutions(row.encoder), "normalize_images": False}
     model = getattr(library, row.algo.upper())(
-        "MlpPolicy", row.env, policy_kwargs={"net_arch": list(row.hidden)}, seed=clock.seed,
-        learning_starts=STARTS, batch_size=row.batch, train_freq=1, gradient_steps=1,
+        "MlpPolicy", env, policy_kwargs=policy, seed=clock.seed,
+        learning_starts=STARTS, batch_size=row.batch, train_freq=row.every, gradient_steps=1, **keys,
     )  # fmt: skip
     beside = Monitor(gym.make(row.env))
     beside.reset(seed=clock.seed)
     clock.evaluate = lambda: evaluate_policy(model, beside, EPISODES)[0]
     model.learn(clock.total, callback=Tick())
     return clock.result
+
+
+def _images(name: str) -> Any:
+    """The environment with what the presets of rl_runner wrap around it."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+    package = import_module({"ALE": "ale_py", "MinAtar": "minatar.gym"}[name.partition("/")[0]])
+    if hasattr(package, "register_envs"):
+        package.register_envs()
+    if not name.startswith("ALE/"):
+        return gym.make(name)
+    wrap = partial(gym.wrappers.AtariPreprocessing, noop_max=0, frame_skip=4, screen_size=84, grayscale_newaxis=True)
+    return VecFrameStack(DummyVecEnv([lambda: wrap(gym.make(name, frameskip=1))]), 4)
+
+
+def _convolutions(name: str) -> type:
+    """The encoder of configs/encoder/NAME.yaml as a features extractor."""
+    import torch
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import Tensor, nn
+
+    from rl_runner.encoders import values_of
+
+    class Convolutions(BaseFeaturesExtractor):  # type: ignore[misc]
+        def __init__(self, space: gym.spaces.Box):
+            first, keys = space.shape[0] < space.shape[-1], values_of(name)
+            layers, channels = list[nn.Module](), space.shape[0 if first else -1]
+            for n_out, kernel, stride in zip(keys["channels"], keys["kernels"], keys["strides"], strict=True):
+                layers += [nn.Conv2d(channels, n_out, kernel, stride), nn.ReLU()]
+                channels = n_out
+            image = torch.zeros(1, *space.shape).movedim(1 if first else -1, 1)
+            super().__init__(space, nn.Sequential(*layers)(image).numel())
+            self.layers, self.first, self.scale = nn.Sequential(*layers), first, float(space.high.max())
+
+        def forward(self, obs: Tensor) -> Tensor:
+            x = obs if self.first else obs.movedim(-1, 1)
+            return self.layers(x / self.scale).flatten(1)
+
+    return Convolutions
 
 
 SUBJECTS = {
@@ -219,7 +275,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS | IMAGES, default=list(ROWS))
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cores", choices=("1", "all"), default="1")
@@ -230,7 +286,7 @@ def main() -> None:
         subject, name = arguments.worker
         if os.environ["BENCH_CORES"] == "1":
             to_one_core()
-        row = ROWS[name]
+        row = (ROWS | IMAGES)[name]
         print(json.dumps(SUBJECTS[subject](row, Clock(WARM_UP + row.steps))))
         return
     results: dict[str, dict[str, list[dict[str, float]]]] = {}

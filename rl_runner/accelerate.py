@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rl_runner.capture import CpuGraphs, CudaGraphs, compiled
+from rl_runner.capture import CpuGraphs, CudaGraphs, compiled, on_cpu
 from rl_runner.logger import Averages
 from rl_runner.optim import optimizers, traceable
 from rl_runner.protocols import Agent, Replay
@@ -115,7 +115,10 @@ def _graph(agent: Any, replay: Replay, averages: Averages, mode: Mode) -> Update
     graphs: Any = CpuGraphs if device.type == "cpu" else compiled
     if mode == "cudagraph":
         graphs = partial(CudaGraphs, device=device)
-    agent.learn = compiled(whole_update) if getattr(replay, "grows", False) else graphs(whole_update)
+    if getattr(replay, "grows", False):
+        agent.learn = compiled(whole_update, on_cpu if device.type == "cpu" else "inductor")
+    else:
+        agent.learn = graphs(whole_update)
     if hasattr(agent, "behave"):
         agent.behave = graphs(agent.behave)
 

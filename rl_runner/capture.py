@@ -31,9 +31,9 @@ def compiled(function: Callable[..., Any], backend: Any = "inductor") -> Callabl
 
 
 def on_cpu(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Graph:
-    from rl_runner.scalars import ScalarsOnce  # with Inductor, which takes a second to import
+    from rl_runner.scalars import SharedOnce  # with Inductor, which takes a second to import
 
-    return inductor(module, inputs, ON_CPU | {"post_grad_custom_post_pass": ScalarsOnce()})
+    return inductor(module, inputs, ON_CPU | {"post_grad_custom_post_pass": SharedOnce()})
 
 
 def inductor(module: torch.fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any] | None = None) -> Graph:

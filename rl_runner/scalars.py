@@ -1,7 +1,8 @@
 """A pass over a graph's operations for Inductor: numbers that many elements share are worked out once.
 
 Inductor writes whatever is pointwise into the loops that read it. So Adam's 1 - β^t, two powers, a root and a division
-of scalars, would be worked out anew for every 16 elements of every weight: a fifth of SAC's update.
+of scalars, would be worked out anew for every 16 elements of every weight, a fifth of SAC's update; what a batch norm
+divides by, for every element; and the rows of the frames that make up a stack, a remainder of each, for every pixel.
 """
 
 from typing import Any
@@ -10,29 +11,61 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
+
+ATEN = torch.ops.aten
+SLOW = {ATEN.div, ATEN.remainder, ATEN.sqrt, ATEN.rsqrt, ATEN.reciprocal, ATEN.pow, ATEN.exp, ATEN.log, ATEN.tanh}
+GATHERS = {ATEN.index_select, ATEN.index}
+MANY = 8  # elements that read one: with fewer it is not worth a place in memory
 
 
-class ScalarsOnce(CustomGraphPass):
-    """Gives each scalar that is read by larger tensors a place in memory, which Inductor then fills once."""
+class SharedOnce(CustomGraphPass):
+    """Gives what takes long and many times more elements read a place in memory, which is filled once."""
 
     def __call__(self, graph: Graph) -> None:
+        slow = set[Node]()  # to work out, and not in memory
         for node in list(graph.nodes):
-            if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor) or not _scalar(node):
+            if not (_in_a_loop(node) or _is_view(node)):
                 continue
-            readers = [user for user in node.users if not _scalar(user)]
-            if readers:
+            if _packet(node) in SLOW or not slow.isdisjoint(node.all_input_nodes):
+                slow.add(node)
+            size = _size(node)
+            stored = any(_packet(user) is ATEN.copy_ for user in node.users)
+            shared = size > 0 and not _is_view(node) and not stored and _read_by(node) >= MANY * size
+            if shared and (size == 1 or node in slow):
+                slow.discard(node)
+                value = node.meta["val"]
                 with graph.inserting_after(node):
                     # A view by strides needs its input in memory.
-                    kept = graph.call_function(torch.ops.aten.as_strided.default, (node, [], []))
-                kept.meta["val"] = node.meta["val"]
-                for user in readers:
-                    user.replace_input_with(node, kept)
+                    kept = graph.call_function(ATEN.as_strided.default, (node, value.shape, value.stride()))
+                kept.meta["val"] = value
+                node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__,))
 
 
-def _scalar(node: Node) -> bool:
-    leaves = tree_leaves(node.meta.get("val"))
-    return bool(leaves) and all(isinstance(leaf, Tensor) and leaf.ndim == 0 for leaf in leaves)
+def _packet(node: Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _in_a_loop(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or _packet(node) in GATHERS
+
+
+def _is_view(node: Node) -> bool:
+    returns: Any = getattr(getattr(node.target, "_schema", None), "returns", ())
+    aliased = returns[0].alias_info if returns else None
+    return aliased is not None and not aliased.is_write
+
+
+def _read_by(node: Node) -> int:
+    """The most elements that a loop makes of this one, or of a view of it; products have their inputs in memory."""
+    readers = [user for user in node.users if _is_view(user) or _in_a_loop(user)]
+    return max((_read_by(user) if _is_view(user) else _size(user) for user in readers), default=0)
+
+
+def _size(node: Node) -> int:
+    """How many elements; 0 if that is not known before the graph runs."""
+    value = node.meta.get("val")
+    size = value.numel() if isinstance(value, Tensor) else 0
+    return size if isinstance(size, int) else 0
