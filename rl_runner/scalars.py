@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 ATEN = torch.ops.aten
 SLOW = {ATEN.div, ATEN.remainder, ATEN.sqrt, ATEN.rsqrt, ATEN.reciprocal, ATEN.pow, ATEN.exp, ATEN.log, ATEN.tanh}
@@ -30,7 +31,8 @@ class SharedOnce(CustomGraphPass):
                 slow.add(node)
             size = _size(node)
             stored = any(_packet(user) is ATEN.copy_ for user in node.users)
-            shared = size > 0 and not _is_view(node) and not stored and _read_by(node) >= MANY * size
+            one = isinstance(node.meta.get("val"), Tensor) and not _is_view(node)
+            shared = size > 0 and one and not stored and _read_by(node) >= MANY * size
             if shared and (size == 1 or node in slow):
                 slow.discard(node)
                 value = node.meta["val"]
@@ -49,7 +51,8 @@ def _packet(node: Node) -> Any:
 
 
 def _in_a_loop(node: Node) -> bool:
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or _packet(node) in GATHERS
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.name.startswith("_foreach")
+    return pointwise or _packet(node) in GATHERS
 
 
 def _is_view(node: Node) -> bool:
@@ -65,7 +68,6 @@ def _read_by(node: Node) -> int:
 
 
 def _size(node: Node) -> int:
-    """How many elements; 0 if that is not known before the graph runs."""
-    value = node.meta.get("val")
-    size = value.numel() if isinstance(value, Tensor) else 0
-    return size if isinstance(size, int) else 0
+    """How many elements, of lists those of the largest; 0 if that is not known before the graph runs."""
+    sizes = [leaf.numel() for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+    return max(sizes, default=0) if all(isinstance(size, int) for size in sizes) else 0

@@ -46,6 +46,12 @@ AGENTS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers in every order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def make_agent() -> Callable[..., Any]:
     """Builds an agent of 3 observations with two hidden layers; any of its keys can be changed."""
