@@ -83,7 +83,6 @@ class Clock:
 
 def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str = "highest") -> dict[str, float]:
     """The real loop with its logger, as `python -m rl_runner` runs it."""
-    import torch
     from floor import floor_ms
     from hydra import compose, initialize_config_dir
 
@@ -92,7 +91,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
     from rl_runner.config.schema import parse
     from rl_runner.config.words import plain
     from rl_runner.logger import Logger
-    from rl_runner.machine import num_threads
+    from rl_runner.machine import set_up
     from rl_runner.notes import PACKAGE
     from rl_runner.run import build
     from rl_runner.sinks import TensorBoard
@@ -108,7 +107,7 @@ def time_rl_runner(row: Row, clock: Clock, mode: str = "compile", precision: str
         values, written = plain(compose("config", overrides))
     parsed = parse(values, written, {}, overrides)
     assert parsed.config, parsed.problems
-    torch.set_num_threads(num_threads(parsed.config.threads))
+    set_up("cpu", parsed.config.threads, precision)
     with TemporaryDirectory() as directory:
         parts = build(parsed.config, Path(directory))
         logger = Logger(Path(directory), {"tensorboard": partial(TensorBoard, directory=Path(directory), hparams={})})
