@@ -22,10 +22,10 @@ from rl_runner.__main__ import main
 
 PACKAGE = Path(main.__code__.co_filename).parent
 TAU = 0.00517  # a value that nothing else has
-STEPS = 300  # only the last one learns
+STEPS = 300  # the last of them learns, and its row is written
 WORDS = (
-    f"algo=sac env=Pendulum-v1 tuned=none algo.tau={TAU} total_steps={STEPS} learning_starts={STEPS - 1} eval_every=0 "
-    f"log_every={STEPS} algo.batch_size=16 network.hidden=[8] final_eval_episodes=1"
+    f"algo=sac env=Pendulum-v1 tuned=none algo.tau={TAU} total_steps={STEPS + 10} learning_starts={STEPS - 1} "
+    f"eval_every=0 log_every={STEPS} algo.batch_size=16 network.hidden=[8] final_eval_episodes=1"
 )
 SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 Function = tuple[str, str]  # file, qualified name
@@ -40,7 +40,7 @@ class Watch:
         self.holders: dict[Function, bool] = {}  # whether the agent was there when it first held the value
         self.update: dict[Function, int] = {}
         self.made: Counter[str] = Counter()
-        self.in_update = False
+        self.in_update = self.written = False
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         file, name = Path(frame.f_code.co_filename), frame.f_code.co_qualname.replace("<locals>.", "")
@@ -59,10 +59,10 @@ class Watch:
                 self.before_agent = set(self.calls) - {function}
             if self.in_update:
                 self.update[function] = lines_of(frame)
-        elif name.endswith("Replay.add"):
+        elif name.endswith("Replay.add") and not self.written:
             self.in_update, self.update = True, {}
         elif self.in_update and name.endswith(("Logger.write", "write_row")):
-            self.in_update = False
+            self.in_update, self.written = False, True
 
 
 def callers(frame: FrameType | None) -> Iterator[str]:
