@@ -267,7 +267,12 @@ class Critics(Net):
     ) -> tuple[Tensor, Tensor]:
         """Q(s, a), and Q(s', a') without gradient, `[E, B, K]` each, by one pass in training over both (CrossQ)."""
         both = torch.cat([obs, next_obs]), torch.cat([action, next_action])
-        out, next_out = self(*both, training=True, seed=seed).chunk(2, dim=-2)
+        if type(self.net) is MLP:  # a graph leaves out the last layer of whichever pair's values are not asked for
+            (features,) = self.inputs(*both)
+            trunk = self.net.trunk(features, training=True, seed=seed)
+            out, next_out = (self.net.output(pair) for pair in trunk.chunk(2, dim=-2))
+        else:
+            out, next_out = self(*both, training=True, seed=seed).chunk(2, dim=-2)
         return out, next_out.detach()
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Inductor writes whatever is pointwise into the loops that read it. So Adam's 1 - β^t, two powers, a root and a division
 of scalars, would be worked out anew for every 16 elements of every weight, a fifth of SAC's update; what a batch norm
-divides by, for every element; and the rows of the frames that make up a stack, a remainder of each, for every pixel.
+divides by, for every element; the rows of the frames that make up a stack, a remainder of each, for every pixel; and
+the places of a distribution's atoms after the step, for every atom that they are projected on.
 """
 
 from typing import Any
@@ -14,28 +15,20 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 ATEN = torch.ops.aten
-SLOW = {ATEN.div, ATEN.remainder, ATEN.sqrt, ATEN.rsqrt, ATEN.reciprocal, ATEN.pow, ATEN.exp, ATEN.log, ATEN.tanh}
 GATHERS = {ATEN.index_select, ATEN.index}
 MANY = 8  # elements that read one: with fewer it is not worth a place in memory
 
 
 class SharedOnce(CustomGraphPass):
-    """Gives what takes long and many times more elements read a place in memory, which is filled once."""
+    """Gives whatever many times more elements read a place in memory, which is filled once."""
 
     def __call__(self, graph: Graph) -> None:
-        slow = set[Node]()  # to work out, and not in memory
         for node in list(graph.nodes):
-            if not (_in_a_loop(node) or _is_view(node)):
+            value, size = node.meta.get("val"), _size(node)
+            if not isinstance(value, Tensor) or not _in_a_loop(node) or _is_view(node):
                 continue
-            if _packet(node) in SLOW or not slow.isdisjoint(node.all_input_nodes):
-                slow.add(node)
-            size = _size(node)
             stored = any(_packet(user) is ATEN.copy_ for user in node.users)
-            one = isinstance(node.meta.get("val"), Tensor) and not _is_view(node)
-            shared = size > 0 and one and not stored and _read_by(node) >= MANY * size
-            if shared and (size == 1 or node in slow):
-                slow.discard(node)
-                value = node.meta["val"]
+            if size and not stored and _read_by(node) >= MANY * size:
                 with graph.inserting_after(node):
                     # A view by strides needs its input in memory.
                     kept = graph.call_function(ATEN.as_strided.default, (node, value.shape, value.stride()))

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._inductor.exc import InductorError
 from torch._inductor.utils import run_and_get_code
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_runner import capture
 from rl_runner.capture import MOST, RECHECK, WARM_UP, CpuGraphs, CudaGraphs
 from rl_runner.errors import RunFailed
+from rl_runner.losses import project
+from rl_runner.scalars import SharedOnce
 
 
 def as_compiled(module: Callable[..., Any], examples: list[Any], **_: Any) -> Callable[..., Any]:
@@ -368,6 +371,20 @@ def test_a_scalar_that_many_elements_share_is_worked_out_once() -> None:
         torch.testing.assert_close(got, want)
     assert code.count("std::pow(") == 1
     assert code.index("std::pow(") < code.index("for(")
+
+
+def test_atoms_after_a_step_are_worked_out_once_for_all_that_they_are_projected_on() -> None:
+    support = torch.linspace(-2, 2, 21)
+    arguments = torch.rand(5, 21), torch.randn(5), torch.rand(5), support
+    module = make_fx(project)(*arguments)
+    expected = module(*arguments)
+    SharedOnce()(module.graph)
+    module.recompile()
+    nodes = list(module.graph.nodes)
+    kept = [node.args[0] for node in nodes if node.target is torch.ops.aten.as_strided.default]
+    atoms = [node for node in kept if node.meta["val"].shape == (5, 21)]
+    assert [node.name.partition("_")[0] for node in atoms] == ["clamp"]
+    assert torch.equal(module(*arguments), expected)
 
 
 def test_a_call_goes_past_dynamo(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
