@@ -98,8 +98,21 @@ class Conv(nn.Module):
             x = x.movedim(-1, -3)
         x = x.unsqueeze(1) if x.dim() == 3 else x.flatten(1, -3)  # [B, C, H, W]
         for layer in self.layers:
-            x = F.relu(layer(x))
+            x = F.relu(convolved(layer, x))
         return torch.cat([x.flatten(1), *numbers], dim=1) if numbers else x.flatten(1)
+
+
+def convolved(layer: Any, x: Tensor) -> Tensor:
+    """`layer(x)`; where patches lie side by side as one matrix product, which takes two thirds of the time."""
+    if layer.kernel_size != layer.stride:
+        out: Tensor = layer(x)
+        return out
+    height, width = layer.stride
+    rows, columns = x.shape[-2] // height, x.shape[-1] // width
+    x = x[..., : rows * height, : columns * width].unflatten(-1, (columns, width)).unflatten(-3, (rows, height))
+    patches = x.permute(0, 2, 4, 1, 3, 5).reshape(len(x) * rows * columns, -1)
+    out = torch.addmm(layer.bias, patches, layer.weight.flatten(1).mT)
+    return out.unflatten(0, (len(x), rows, columns)).movedim(-1, 1)
 
 
 class Auto:

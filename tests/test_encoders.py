@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rl_runner.accelerate import build_update
 from rl_runner.config.schema import EnvConfig, load_config
-from rl_runner.encoders import Auto, Conv, Flat, choice, image_of, smallest_side, values_of
+from rl_runner.encoders import Auto, Conv, Flat, choice, convolved, image_of, smallest_side, values_of
 from rl_runner.envs import Spec
 from rl_runner.envs.seeded import SeededEnv
 from rl_runner.envs.spaces import reader
@@ -89,6 +89,16 @@ def test_a_convolution_by_hand(shape, stack, axes):
     want = F.relu(F.conv2d(F.relu(by_hand), second.weight, second.bias)).flatten(1)
     assert torch.allclose(encoder(obs), want, atol=1e-5)
     assert encoder.n_out == want.shape[1]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 5), (2, 2), (1, 1), (3, 2)])
+def test_one_product_over_patches_that_lie_side_by_side_is_the_convolution(kernel, stride):
+    layer, x = torch.nn.Conv2d(3, 4, kernel, stride), torch.rand(2, 3, 11, 13, requires_grad=True)
+    outs = convolved(layer, x), layer(x)
+    torch.testing.assert_close(*outs)
+    weight = torch.randn_like(outs[0])
+    grads = [torch.autograd.grad((out * weight).sum(), [x, layer.weight, layer.bias]) for out in outs]
+    torch.testing.assert_close(*grads)
 
 
 def test_weights_begin_as_pytorchs_own_from_the_given_stream_alone():
