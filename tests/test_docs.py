@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,3 +79,16 @@ def test_nothing_is_missing_on_the_path_of_an_update(configure: Callable[..., Co
     missing = {(file, name) for file, name in seen - told - inner if (file, name.rpartition(".")[2]) not in told}
     assert missing == set()
     assert ("algos/sac.py", "SAC.learn") in seen
+
+
+def test_a_table_of_results_is_made_anew_from_its_file(tmp_path: Path) -> None:
+    page = (ROOT / "docs/results.md").read_text()
+    (table,) = re.findall(r"<!-- minigrid -->\n.*?<!-- end -->\n", page, re.DOTALL)
+    results = tmp_path / "docs/results"
+    results.mkdir(parents=True)
+    for name in ("publish.py", "minigrid.jsonl"):
+        shutil.copy(ROOT / "docs/results" / name, results)
+    (tmp_path / "docs/results.md").write_text("# Results\n<!-- minigrid -->\n<!-- end -->\n")
+    subprocess.run([sys.executable, results / "publish.py"], check=True)
+    assert (tmp_path / "docs/results.md").read_text() == f"# Results\n{table}"
+    assert (results / "minigrid.png").stat().st_size > 10_000

@@ -66,6 +66,13 @@ def as_text(findings: Findings) -> str:
     return TEMPLATES.get_template("terminal.txt").render(findings=findings, results=results).strip()
 
 
+def as_markdown(findings: Findings, picture: Path, beside: Path) -> str:
+    """Headline, one table, every conclusion and the curves, as Markdown; links are relative to `beside`."""
+    link = Path(os.path.relpath(picture, beside)).as_posix()
+    table = tables.results_in_markdown(findings)
+    return TEMPLATES.get_template("template.md").render(findings=findings, table=table, link=link)
+
+
 def main(argv: Sequence[str]) -> int:
     """The command line of `rl-runner report`; prints the conclusions and the page's place."""
     options = parse("report", argv)
@@ -77,9 +84,8 @@ def main(argv: Sequence[str]) -> int:
         page = write(findings, out, options.title)
         if options.markdown:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
-            link = Path(os.path.relpath(out / "curves.png", options.markdown.parent)).as_posix()
-            template, table = TEMPLATES.get_template("template.md"), tables.results_in_markdown(findings)
-            options.markdown.write_text(template.render(findings=findings, table=table, link=link), encoding="utf-8")
+            text = as_markdown(findings, out / "curves.png", options.markdown.parent)
+            options.markdown.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; see --out") from error
     print(as_text(findings), f"\nReport: {page}", sep="\n")
