@@ -155,9 +155,10 @@ def min_by_mean(out: Tensor, mean: Tensor) -> Tensor:
 
 
 def truncate(quantiles: Tensor, drop: int) -> Tensor:
-    """The E(N - drop) lowest of all critics' quantiles together; `[E, B, N]` to `[B, E(N - drop)]`.
+    """The E(N - drop) lowest of all critics' quantiles together, in order; `[E, B, N]` to `[B, E(N - drop)]`.
 
     `drop` counts per critic, the cut is made in the pool (TQC, Kuznetsov et al. 2020, eq. 9 and 10).
+    Discrete SAC mixes the laws of its actions level by level, which takes the order.
     """
     pool = quantiles.movedim(-3, -2).flatten(-2).sort(dim=-1).values
     return pool[..., : pool.shape[-1] - drop * quantiles.shape[-3]]
