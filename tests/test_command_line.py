@@ -541,3 +541,10 @@ def test_what_goes_wrong_in_silence_is_told(capfd: pytest.CaptureFixture[str]) -
         fail()
     print("after")
     assert capfd.readouterr() == ("after\n", "")
+
+
+def test_what_compiles_is_imported_only_when_a_graph_is_called() -> None:
+    words = ["algo=sac", "env=Pendulum-v1", "accelerate=compile", "dry_run=true"]
+    code = f"import sys; from rl_runner.__main__ import main; main({words}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -85,7 +85,8 @@ class Ring:
         finals = max(64, self.window // 256)  # room at first; it grows as short episodes need it
         self._finals = FinalObservations(finals, frame, spec.obs_dtype, device) if deduplicate else None
         self._head = torch.zeros((), dtype=torch.int64, device=device)  # `head` again, for compiled graphs to read
-        self._back = num_envs * torch.arange(spec.frame_stack - 1, -1, -1, device=device)  # to a stack's frames
+        back = [num_envs * frames for frames in reversed(range(spec.frame_stack))]
+        self._back = torch.tensor(back, device=device)  # to a stack's frames; `arange` on meta imports the compiler
         self._n_step, self._gamma = n_step, gamma
         self._steps = torch.arange(n_step, device=device).unsqueeze(1)  # [n, 1]
         self._powers = torch.tensor([gamma**k for k in range(n_step + 1)], device=device)
